@@ -1,0 +1,263 @@
+//! Which pod holds which prefix, in which tier?
+//!
+//! ```text
+//! Batch ─▶ holder.rs (engine hash → canonical block) ─▶ pool.rs (canonical block → holders)
+//!                                                            │
+//! Query ─▶ walk.rs (prompt → runs per candidate) ◀───────────┘ ─▶ score.rs, hit.rs ─▶ Answer
+//! ```
+//!
+//! Read `types` for what goes in and out, then `holder`, `walk`, `hit`. [`reference`] is the
+//! same in the slowest and most obvious way; every answer here must equal its answer.
+//!
+//! ```
+//! use kvindex::{HolderSpec, Index, IndexConfig, Prompt, Query};
+//! use kvproto::EngineHash;
+//! use kvproto::event::{BatchBuilder, StoredFields};
+//!
+//! let index = Index::new(IndexConfig::default());
+//! let pod = index.attach(HolderSpec::new("default", "llama", "10.0.0.1:8000", 0));
+//! let mut batch = BatchBuilder::new(0.0, None);
+//! let fields = StoredFields { block_size: 2, ..Default::default() };
+//! batch.stored(fields, &[EngineHash(11), EngineHash(12)], &[1, 2, 3, 4], &[]);
+//! index.apply(pod, &batch.build());
+//!
+//! let answer = index.query(&Query::new("default", "llama", Prompt::tokens(&[1, 2, 3, 4, 5])));
+//! assert_eq!(answer.scores[0].cached, 2);
+//! assert_eq!(answer.scores[0].cached_tokens, 4);
+//! ```
+
+mod announce;
+mod hit;
+mod holder;
+mod inspect;
+mod pool;
+mod profile;
+pub mod reference;
+mod runs;
+mod score;
+pub mod types;
+mod walk;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use kvproto::hash::canonical::{Namespace, PromptExtras, prompt_hashes};
+use kvproto::{Batch, SeqHash};
+use parking_lot::{Mutex, RwLock};
+
+pub use types::*;
+
+use announce::Announcements;
+use pool::{Member, Pool};
+use score::{Terms, score};
+
+/// Limits of an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexConfig {
+    /// Distinct blocks that one holder may hold; more are refused and counted.
+    pub max_blocks_per_holder: usize,
+    /// (Block, holder) pairs that routing may announce.
+    pub max_speculative: usize,
+}
+
+impl Default for IndexConfig {
+    fn default() -> Self {
+        IndexConfig { max_blocks_per_holder: 8 << 20, max_speculative: 1 << 20 }
+    }
+}
+
+/// The index. All methods take `&self` and may be called from any thread; the batches of one
+/// holder must be applied in order by one thread at a time.
+#[derive(Debug)]
+pub struct Index {
+    config: IndexConfig,
+    next_id: AtomicU32,
+    directory: RwLock<Directory>,
+    announcements: Mutex<Announcements>,
+}
+
+/// Who is attached where.
+#[derive(Debug, Default)]
+struct Directory {
+    /// By tenant, then model.
+    pools: HashMap<String, HashMap<String, Arc<Pool>>>,
+    members: HashMap<HolderId, (Arc<Pool>, Arc<Member>)>,
+}
+
+impl Index {
+    /// An empty index.
+    pub fn new(config: IndexConfig) -> Index {
+        Index {
+            config,
+            next_id: AtomicU32::new(0),
+            directory: RwLock::default(),
+            announcements: Mutex::default(),
+        }
+    }
+
+    /// Adds a holder that holds nothing yet.
+    pub fn attach(&self, spec: HolderSpec) -> HolderId {
+        let id = HolderId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let mut dir = self.directory.write();
+        let models = dir.pools.entry(spec.tenant.clone()).or_default();
+        let pool = models.entry(spec.model.clone()).or_default().clone();
+        let member = pool.add(id, Arc::new(spec), self.config.max_blocks_per_holder);
+        dir.members.insert(id, (pool, member));
+        id
+    }
+
+    /// Takes a holder and all it holds out. False where it was not attached.
+    pub fn detach(&self, id: HolderId) -> bool {
+        let Some((pool, member)) = self.directory.write().members.remove(&id) else { return false };
+        pool.remove(&member);
+        // A holder may have been attached to the pool meanwhile: look again under the lock.
+        let mut dir = self.directory.write();
+        let (tenant, model) = (&member.spec.tenant, &member.spec.model);
+        if pool.members.read().is_empty()
+            && let Some(models) = dir.pools.get_mut(tenant)
+        {
+            if models.get(model).is_some_and(|p| Arc::ptr_eq(p, &pool)) {
+                models.remove(model);
+            }
+            if models.is_empty() {
+                dir.pools.remove(tenant);
+            }
+        }
+        true
+    }
+
+    /// Applies a batch; what it says is visible to queries on return. Changes nothing for a
+    /// holder that is not attached.
+    pub fn apply(&self, id: HolderId, batch: &Batch<'_>) -> Applied {
+        let Some((pool, member)) = self.member(id) else { return Applied::default() };
+        let mut state = member.state.lock();
+        if state.gone {
+            return Applied::default();
+        }
+        let applied = state.holder.apply(batch, &mut pool.changes(member.slot));
+        if let Some(p) = state.holder.changed_profile() {
+            *member.profile.write() = Arc::new(p);
+        }
+        applied
+    }
+
+    /// Forgets all a holder holds and all that was learnt of it: a restart, or a loss that
+    /// cannot be repaired.
+    pub fn clear(&self, id: HolderId) {
+        let Some((pool, member)) = self.member(id) else { return };
+        let mut state = member.state.lock();
+        if state.gone {
+            return;
+        }
+        state.holder.reset(&mut pool.changes(member.slot));
+        if let Some(p) = state.holder.changed_profile() {
+            *member.profile.write() = Arc::new(p);
+        }
+    }
+
+    /// What a holder was attached as.
+    pub fn spec(&self, id: HolderId) -> Option<Arc<HolderSpec>> {
+        self.directory.read().members.get(&id).map(|(_, m)| m.spec.clone())
+    }
+
+    /// How much of a prompt each candidate holds.
+    pub fn query(&self, query: &Query<'_>) -> Answer {
+        let Some(pool) = self.pool(query.tenant, query.model) else {
+            return Answer { unknown_model: true, ..Answer::default() };
+        };
+        let walk = walk::walk(&pool, query);
+        let scores = walk
+            .columns
+            .iter()
+            .map(|c| {
+                let terms = Terms {
+                    block_size: query.block_size,
+                    prompt_tokens: prompt_tokens(query, c.block_size),
+                    weights: &query.weights,
+                    items: items(query),
+                };
+                let announced = if query.speculative { c.held_or_announced() } else { 0 };
+                score(c.member.id, &c.member.spec, &c.profile, c.block_size, &c.runs, announced, &terms)
+            })
+            .collect();
+        Answer { unknown_model: false, scores, block_size_mismatch: walk.block_size_mismatch }
+    }
+
+    /// Notes that the prompt was routed to `holders`: its blocks count as speculative there
+    /// until [`expire`](Self::expire) is called with a `now` of at least `expires` (any clock,
+    /// one unit for both).
+    ///
+    /// Idempotent by `request`: a second call replaces the first. Returns the (block, holder)
+    /// pairs noted; 0 where that would exceed the limit, or for a prompt given by engine hashes,
+    /// which do not tell the canonical blocks.
+    pub fn announce(&self, request: &str, query: &Query<'_>, holders: &[HolderId], expires: u64) -> usize {
+        let Some(pool) = self.pool(query.tenant, query.model) else { return 0 };
+        let mut blocks: Vec<(HolderId, u32, Vec<SeqHash>)> = Vec::new();
+        for &id in holders {
+            let Some((of, member)) = self.member(id) else { continue };
+            if Arc::ptr_eq(&of, &pool) && !blocks.iter().any(|(h, _, _)| *h == id) {
+                let seqs = canonical_hashes(query, &member);
+                blocks.push((id, member.slot, seqs));
+            }
+        }
+        self.announcements.lock().add(request, &pool, blocks, expires, self.config.max_speculative)
+    }
+
+    /// Takes back what [`announce`](Self::announce) noted. False where nothing was.
+    pub fn forget(&self, request: &str) -> bool {
+        self.announcements.lock().remove(request)
+    }
+
+    /// Takes back all announcements due at `now`; returns how many requests'.
+    pub fn expire(&self, now: u64) -> usize {
+        self.announcements.lock().expire(now)
+    }
+
+    fn member(&self, id: HolderId) -> Option<(Arc<Pool>, Arc<Member>)> {
+        self.directory.read().members.get(&id).cloned()
+    }
+
+    fn pool(&self, tenant: &str, model: &str) -> Option<Arc<Pool>> {
+        self.directory.read().pools.get(tenant)?.get(model).cloned()
+    }
+}
+
+/// Tokens of the prompt asked about. A prompt given by hashes is taken to go on after them.
+fn prompt_tokens(query: &Query<'_>, block_size: u32) -> u64 {
+    let by_hash = |n: usize| n as u64 * u64::from(block_size) + 1;
+    match query.prompt {
+        Prompt::Tokens { tokens, .. } => tokens.len() as u64,
+        Prompt::Canonical(hashes) => by_hash(hashes.len()),
+        Prompt::Engine(hashes) => by_hash(hashes.len()),
+    }
+}
+
+fn items<'a>(query: &Query<'a>) -> &'a [kvproto::hash::canonical::MmItem<'a>] {
+    match query.prompt {
+        Prompt::Tokens { items, .. } => items,
+        Prompt::Canonical(_) | Prompt::Engine(_) => &[],
+    }
+}
+
+/// The canonical names of the prompt's blocks as this holder would store them.
+fn canonical_hashes(query: &Query<'_>, member: &Member) -> Vec<SeqHash> {
+    let profile = member.profile.read().clone();
+    match query.prompt {
+        Prompt::Tokens { tokens, lora, cache_salt, items } => {
+            let block_size = match profile.block_size_for(query.block_size) {
+                // Nothing stored yet: what the caller says is the best guess.
+                0 => query.block_size.unwrap_or(0),
+                n => n,
+            };
+            if block_size == 0 {
+                return Vec::new();
+            }
+            let seed = Namespace { salt: &member.spec.salt, model: query.model, lora }.seed();
+            let extras = PromptExtras { cache_salt, items, form: profile.form };
+            prompt_hashes(seed, tokens, block_size, extras).collect()
+        }
+        Prompt::Canonical(hashes) => hashes.to_vec(),
+        Prompt::Engine(_) => Vec::new(),
+    }
+}

@@ -1,0 +1,160 @@
+//! From what a holder has of a prompt to the numbers of its score.
+
+use kvproto::Tier;
+use kvproto::hash::canonical::MmItem;
+
+use crate::hit::Hit;
+use crate::profile::{Mask, Profile};
+use crate::runs::Runs;
+use crate::types::{HolderId, HolderSpec, Score, TierWeights};
+
+/// What all scores of one query have in common.
+pub(crate) struct Terms<'a> {
+    /// Tokens per block to count in; `None` = the engine's own.
+    pub block_size: Option<u32>,
+    /// Tokens in the prompt, also those after the last whole block.
+    pub prompt_tokens: u64,
+    pub weights: &'a TierWeights,
+    pub items: &'a [MmItem<'a>],
+}
+
+/// Scores one holder. `engine_block` is the block size of `runs` and `announced`.
+pub(crate) fn score(
+    holder: HolderId,
+    spec: &HolderSpec,
+    profile: &Profile,
+    engine_block: u32,
+    runs: &Runs,
+    announced: u32,
+    terms: &Terms<'_>,
+) -> Score {
+    let device = profile.device_mask();
+    let block_size = terms.block_size.unwrap_or(engine_block);
+    let whole = |blocks: u32| whole_blocks(blocks, engine_block, block_size);
+    let alone = |ok: &dyn Fn(Mask) -> bool| whole(runs.contiguous(0, u32::MAX, ok));
+
+    let mut by_tier = [0; 5];
+    let mut cumulative = [0; 5];
+    for tier in Tier::ALL {
+        by_tier[tier as usize] = alone(&|m| in_tier(m, tier, device));
+        cumulative[tier as usize] =
+            alone(&|m| Tier::ALL.iter().take(tier as usize + 1).any(|&t| in_tier(m, t, device)));
+    }
+    let held = runs.contiguous(0, u32::MAX, |m| best_tier(m, device).is_some());
+    let cached = whole(held);
+    let hit = Hit {
+        runs,
+        profile,
+        block_size: engine_block,
+        prompt_tokens: terms.prompt_tokens,
+        attention_chunk: spec.attention_chunk,
+        offload_chunk: profile.chunk(spec.offload_chunk),
+    };
+    Score {
+        holder,
+        block_size,
+        cached,
+        by_tier,
+        cumulative,
+        below_ram: alone(&|m| in_tier(m, Tier::Disk, device) || in_tier(m, Tier::Shared, device)),
+        weighted: weighted(runs, device, engine_block, block_size, cached, terms.weights),
+        cached_tokens: hit.tokens(&mut |_| {}),
+        speculative: whole(announced.max(held)),
+        mm_matched: with_items(cached, block_size, terms.items),
+    }
+}
+
+/// Whether a block with `mask` lies in `tier`; on the device only if every group needed has it.
+pub(crate) fn in_tier(mask: Mask, tier: Tier, device: Mask) -> bool {
+    match tier {
+        Tier::Gpu => mask.contains(device),
+        Tier::Cpu | Tier::Disk | Tier::Shared | Tier::Unknown => mask.has_tier(tier),
+    }
+}
+
+/// The fastest tier that has the block.
+pub(crate) fn best_tier(mask: Mask, device: Mask) -> Option<Tier> {
+    Tier::ALL.into_iter().find(|&t| in_tier(mask, t, device))
+}
+
+/// Whole blocks of `to` tokens in `blocks` blocks of `from` tokens.
+fn whole_blocks(blocks: u32, from: u32, to: u32) -> u32 {
+    if from == to || to == 0 {
+        return blocks;
+    }
+    u32::try_from(u64::from(blocks) * u64::from(from) / u64::from(to)).unwrap_or(u32::MAX)
+}
+
+/// Sum of the weights of the first `cached` blocks of `block_size` tokens; a block that spans
+/// several of the engine's counts as the least of them.
+fn weighted(
+    runs: &Runs,
+    device: Mask,
+    engine_block: u32,
+    block_size: u32,
+    cached: u32,
+    weights: &TierWeights,
+) -> f64 {
+    let weight = |m: Mask| best_tier(m, device).map_or(0.0, |t| weights.of(t));
+    if engine_block == block_size {
+        return runs
+            .iter()
+            .take_while(|r| r.from < cached)
+            .map(|r| f64::from(r.to.min(cached) - r.from) * weight(r.mask))
+            .sum();
+    }
+    let (from, to) = (u64::from(engine_block), u64::from(block_size));
+    (0..u64::from(cached))
+        .map(|b| {
+            let first = b * to / from;
+            let last = ((b + 1) * to - 1) / from;
+            (first..=last).map(|i| weight(runs.at(i as u32))).fold(f64::INFINITY, f64::min)
+        })
+        .sum()
+}
+
+/// How many of the first `blocks` blocks contain a token of an item.
+fn with_items(blocks: u32, block_size: u32, items: &[MmItem<'_>]) -> u32 {
+    // Also the only case in which there is no block size.
+    if blocks == 0 {
+        return 0;
+    }
+    let mut counted = 0;
+    let mut next = 0;
+    for item in items.iter().filter(|i| i.length > 0) {
+        let first = (item.offset / block_size).max(next);
+        let last = u64::from(item.offset) + u64::from(item.length) - 1;
+        let end = u32::try_from(last / u64::from(block_size) + 1).unwrap_or(u32::MAX).min(blocks);
+        if end > first {
+            counted += end - first;
+            next = end;
+        }
+    }
+    counted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_with_items_are_counted_once() {
+        let item = |offset, length| MmItem { identifier: "i", offset, length };
+        assert_eq!(with_items(4, 4, &[item(2, 3), item(6, 1), item(15, 9)]), 3);
+        assert_eq!(with_items(1, 4, &[item(2, 3), item(6, 1)]), 1);
+        assert_eq!(with_items(4, 4, &[item(3, 0)]), 0);
+    }
+
+    #[test]
+    fn a_block_over_several_of_the_engines_weighs_as_its_least() {
+        let mut runs = Runs::default();
+        let gpu = Mask::bit(Tier::Gpu, 0);
+        for (i, m) in [gpu, gpu, gpu, Mask::bit(Tier::Cpu, 0)].into_iter().enumerate() {
+            runs.push(i as u32, m);
+        }
+        let w = TierWeights::default();
+        assert_eq!(weighted(&runs, gpu, 16, 16, 4, &w), 3.8);
+        assert_eq!(weighted(&runs, gpu, 16, 32, 2, &w), 1.8);
+        assert_eq!(weighted(&runs, gpu, 32, 16, 8, &w), 7.6);
+    }
+}

@@ -1,0 +1,268 @@
+//! From a prompt to what each candidate has of it.
+
+use std::sync::Arc;
+
+use kvproto::hash::canonical::{MmForm, MmItem, Namespace, PromptExtras, Seed, prompt_hashes};
+use kvproto::hash::vllm;
+use kvproto::{EngineHash, SeqHash};
+
+use crate::pool::{Member, Pool};
+use crate::profile::Profile;
+use crate::runs::Runs;
+use crate::types::{HolderId, HolderSpec, Prompt, Query};
+
+/// One candidate and what it has of the prompt.
+#[derive(Debug)]
+pub(crate) struct Column {
+    pub member: Arc<Member>,
+    pub profile: Arc<Profile>,
+    /// Tokens per block of the runs.
+    pub block_size: u32,
+    pub runs: Runs,
+    pub announced: Runs,
+    /// The block after the last one seen, and whether later ones can still matter.
+    end: u32,
+    open: bool,
+    /// Blocks in a row that may be missing before later ones cannot matter.
+    patience: u32,
+}
+
+/// What a walk found.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    pub columns: Vec<Column>,
+    pub block_size_mismatch: Vec<HolderId>,
+}
+
+/// How one group of candidates names the prompt's blocks.
+struct Variant {
+    seed: Seed,
+    block_size: u32,
+    form: MmForm,
+    /// Indices into the columns.
+    columns: Vec<usize>,
+    spec: Arc<HolderSpec>,
+}
+
+/// Finds what the query's candidates in `pool` have of its prompt.
+pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
+    let mut out = Walk::default();
+    let members = pool.members.read();
+    for member in members.iter().flatten() {
+        if !is_candidate(member, query) {
+            continue;
+        }
+        let profile = member.profile.read().clone();
+        let by_hash = !matches!(query.prompt, Prompt::Tokens { .. });
+        if by_hash
+            && let Some(asked) = query.block_size
+            && profile.block_size != 0
+            && !profile.sizes.contains(&asked)
+        {
+            out.block_size_mismatch.push(member.id);
+            continue;
+        }
+        out.columns.push(Column::new(member.clone(), profile, query));
+    }
+    let slots = members.len();
+    drop(members);
+
+    match query.prompt {
+        Prompt::Tokens { tokens, lora, cache_salt, items } => {
+            let shared = by_engine_hash(&mut out.columns, tokens, lora, cache_salt, items, query.max_blocks);
+            for v in variants(&out.columns, &shared, query.model, lora) {
+                let extras = PromptExtras { cache_salt, items, form: v.form };
+                let hashes = prompt_hashes(v.seed, tokens, v.block_size, extras);
+                let hashes = hashes.take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
+                probe(pool, slots, &mut out.columns, &v.columns, hashes, query.speculative);
+            }
+        }
+        Prompt::Canonical(hashes) => {
+            let all: Vec<usize> = (0..out.columns.len()).collect();
+            let hashes = hashes.iter().copied().take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
+            probe(pool, slots, &mut out.columns, &all, hashes, query.speculative);
+        }
+        Prompt::Engine(hashes) => {
+            let n = query.max_blocks.map_or(hashes.len(), |n| hashes.len().min(n as usize));
+            for c in &mut out.columns {
+                c.look_up(&hashes[..n]);
+            }
+        }
+    }
+    out
+}
+
+/// Whether the query asks about this holder.
+fn is_candidate(member: &Member, query: &Query<'_>) -> bool {
+    (query.instances.is_empty() || query.instances.contains(&member.spec.instance.as_str()))
+        && query.salt.is_none_or(|s| s == member.spec.salt)
+}
+
+impl Column {
+    fn new(member: Arc<Member>, profile: Arc<Profile>, query: &Query<'_>) -> Column {
+        let block_size = profile.block_size_for(query.block_size);
+        let chunk = profile.chunk(member.spec.offload_chunk);
+        // Past the full-attention groups' first gap only whole offload chunks can matter, and
+        // a gap as long as a chunk ends those too. Without such a group anything may.
+        let patience = if profile.has_full_group() || profile.groups.is_empty() { chunk } else { u32::MAX };
+        Column {
+            member,
+            profile,
+            block_size,
+            runs: Runs::default(),
+            announced: Runs::default(),
+            end: 0,
+            open: block_size > 0,
+            patience,
+        }
+    }
+
+    /// Looks the engine's own hashes up among what this holder has.
+    fn look_up(&mut self, hashes: &[EngineHash]) {
+        let state = self.member.state.lock();
+        for (i, &h) in hashes.iter().enumerate() {
+            let mask = state.holder.mask_of(h);
+            if !mask.is_empty() {
+                self.runs.push(i as u32, mask);
+            }
+        }
+    }
+
+    /// Contiguous blocks from the root that are held or announced.
+    pub fn held_or_announced(&self) -> u32 {
+        let mut end = 0;
+        loop {
+            let next = self.runs.contiguous(end, u32::MAX, |m| !m.is_empty());
+            let next = self.announced.contiguous(next, u32::MAX, |_| true);
+            if next == end {
+                return end;
+            }
+            end = next;
+        }
+    }
+}
+
+/// Answers for models whose events carry no positions, by the engine's own hashes. Returns the
+/// columns that are left for the shared map.
+fn by_engine_hash(
+    columns: &mut [Column],
+    tokens: &[u32],
+    lora: Option<&str>,
+    cache_salt: Option<&str>,
+    items: &[MmItem<'_>],
+    max_blocks: Option<u32>,
+) -> Vec<usize> {
+    let mut rest = Vec::with_capacity(columns.len());
+    let mut hashes = Vec::new();
+    for (i, c) in columns.iter_mut().enumerate() {
+        let hashing = match &c.member.spec.hashing {
+            // The adapter's path and items of several forms are part of the engine's hash and
+            // not known here.
+            Some(h) if lora.is_none() && items.is_empty() && !c.profile.has_full_group() => h,
+            Some(_) | None => {
+                rest.push(i);
+                continue;
+            }
+        };
+        if c.block_size == 0 {
+            continue;
+        }
+        let seed = hashing.seed.as_deref();
+        if vllm::prompt_hashes(hashing.algo, seed, tokens, c.block_size, cache_salt, &mut hashes).is_ok() {
+            hashes.truncate(max_blocks.map_or(usize::MAX, |n| n as usize));
+            c.look_up(&hashes);
+        } else {
+            rest.push(i);
+        }
+    }
+    rest
+}
+
+/// Groups `which` columns by how they name the prompt's blocks; nearly always one group.
+fn variants(columns: &[Column], which: &[usize], model: &str, lora: Option<&str>) -> Vec<Variant> {
+    let mut out: Vec<Variant> = Vec::new();
+    for &i in which {
+        let c = &columns[i];
+        if c.block_size == 0 {
+            continue;
+        }
+        let spec = &c.member.spec;
+        let form = c.profile.form;
+        let same = |v: &Variant| v.block_size == c.block_size && v.form == form && v.spec.salt == spec.salt;
+        match out.iter_mut().find(|v| same(v)) {
+            Some(v) => v.columns.push(i),
+            None => {
+                let seed = Namespace { salt: &spec.salt, model, lora }.seed();
+                let columns = vec![i];
+                out.push(Variant { seed, block_size: c.block_size, form, columns, spec: spec.clone() });
+            }
+        }
+    }
+    out
+}
+
+/// Walks the shared map from the root until no candidate can gain any more.
+fn probe(
+    pool: &Pool,
+    slots: usize,
+    columns: &mut [Column],
+    which: &[usize],
+    hashes: impl Iterator<Item = SeqHash>,
+    speculative: bool,
+) {
+    const NONE: u32 = u32::MAX;
+    let speculative = speculative && !pool.announced.is_empty();
+    let mut column_of = vec![NONE; slots];
+    let mut open = 0usize;
+    for &i in which {
+        if columns[i].open {
+            column_of[columns[i].member.slot as usize] = i as u32;
+            open += 1;
+        }
+    }
+    for (block, seq) in hashes.enumerate() {
+        if open == 0 {
+            return;
+        }
+        let block = block as u32;
+        let mut seen = 0;
+        if let Some(at) = pool.blocks.get(&seq) {
+            for &(slot, mask) in at.iter() {
+                // A slot given out after the members were read has no column.
+                let Some(&i) = column_of.get(slot as usize) else { continue };
+                if i == NONE {
+                    continue;
+                }
+                let c = &mut columns[i as usize];
+                if c.open {
+                    c.runs.push(block, mask);
+                    c.end = block + 1;
+                    seen += 1;
+                }
+            }
+        }
+        if speculative && let Some(at) = pool.announced.get(&seq) {
+            for a in at.iter() {
+                let Some(&i) = column_of.get(a.slot as usize) else { continue };
+                if i == NONE {
+                    continue;
+                }
+                let c = &mut columns[i as usize];
+                if c.open && c.member.id == a.holder {
+                    c.announced.push(block, crate::profile::Mask(1));
+                    seen += usize::from(c.end != block + 1);
+                    c.end = block + 1;
+                }
+            }
+        }
+        if seen < open {
+            for &i in which {
+                let c = &mut columns[i];
+                if c.open && block + 1 - c.end >= c.patience {
+                    c.open = false;
+                    open -= 1;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! kvd, the service: engines' event streams in, exact prefix answers out.
+//!
+//! ```text
+//! ingest/  ZMQ sockets ─▶ lanes ─▶ kvindex::Index ◀─ serve/  gRPC and HTTP
+//! ```
+//!
+//! Read [`publisher`] (who is followed), then [`ingest`], then [`serve`].
+
+pub mod config;
+pub mod ctl;
+pub mod ingest;
+pub mod metrics;
+pub mod publisher;
+pub mod serve;

@@ -1,0 +1,151 @@
+//! Who is followed: an engine's registration and how it is doing.
+
+use std::time::Instant;
+
+use kvindex::HolderId;
+use serde::{Deserialize, Serialize};
+
+/// One engine (instance and data-parallel rank) and where it publishes its events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublisherSpec {
+    /// Tenant; "default" where none is named.
+    pub tenant_id: String,
+    /// Model name.
+    pub model: String,
+    /// What a scheduler routes to, usually `ip:port` of the serving endpoint.
+    pub instance_id: String,
+    /// Data-parallel rank.
+    pub dp_rank: u32,
+    /// What publishes.
+    pub engine: EngineType,
+    /// Where to dial, `tcp://host:port`. `None` with `bind`.
+    pub endpoint: Option<String>,
+    /// Where to ask for what was missed.
+    pub replay_endpoint: Option<String>,
+    /// Block size the operator expects; the events decide, a difference is reported.
+    pub block_size: Option<u32>,
+    /// Adapter of events that name none.
+    pub lora_name: Option<String>,
+    /// The deployment's salt.
+    pub additional_salt: String,
+    /// Where to listen for engines that dial in, `tcp://*:port`.
+    pub bind: Option<String>,
+    /// The exact topic of this engine, where several share a socket.
+    pub topic: Option<String>,
+    /// Tokens per chunk of chunked local attention.
+    pub attention_chunk_size: Option<u32>,
+    /// The engine's block-hash algorithm, for models without a full-attention group.
+    pub hash_algo: Option<HashAlgo>,
+    /// The engine's `PYTHONHASHSEED`.
+    pub hash_seed: Option<String>,
+}
+
+/// What publishes the events, which decides how they are decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EngineType {
+    /// vLLM, and everything that speaks its format (llm-d's simulator, Dynamo's mocker, LMCache).
+    #[serde(rename = "vLLM")]
+    Vllm,
+    /// SGLang.
+    #[serde(rename = "SGLang")]
+    Sglang,
+    /// The RFC #1527 envelope.
+    Mooncake,
+}
+
+/// vLLM's `--prefix-caching-hash-algo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashAlgo {
+    /// SHA-256 of pickle.
+    Sha256,
+    /// SHA-256 of canonical CBOR.
+    Sha256Cbor,
+    /// XXH3-128 of pickle.
+    Xxhash,
+    /// XXH3-128 of canonical CBOR.
+    XxhashCbor,
+}
+
+/// Where a publisher stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PublisherState {
+    /// Registered, nothing received yet.
+    Connecting,
+    /// Asking for what was missed.
+    Replaying,
+    /// Followed without a loss from the first batch on, or from a clear of the whole cache.
+    Live,
+    /// Followed, but what was stored before the first batch seen is not known.
+    Partial,
+}
+
+/// A publisher's registration and how it is doing.
+#[derive(Clone, Debug)]
+pub struct PublisherStatus {
+    /// The registration.
+    pub spec: PublisherSpec,
+    /// Its place in the index.
+    pub holder: HolderId,
+    /// How far its answers can be trusted.
+    pub freshness: Freshness,
+    /// Batches applied.
+    pub batches: u64,
+    /// Events applied.
+    pub events: u64,
+    /// Events left out: unknown or malformed.
+    pub events_skipped: u64,
+    /// Sequence gaps seen.
+    pub gaps: u64,
+    /// Engine restarts seen.
+    pub restarts: u64,
+    /// Replays asked for.
+    pub replays: u64,
+    /// Messages that were no batch at all.
+    pub malformed: u64,
+    /// Messages dropped because the queue was full.
+    pub dropped: u64,
+    /// Messages waiting.
+    pub queued: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+}
+
+/// How far a holder's answers can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Where the publisher stands.
+    pub state: PublisherState,
+    /// Whether the engine's whole history is known.
+    pub complete: bool,
+    /// Last batch applied and visible.
+    pub last_seq: Option<u64>,
+    /// When the last message arrived.
+    pub last_message: Option<Instant>,
+    /// When the oldest message not yet applied arrived.
+    pub oldest_queued: Option<Instant>,
+}
+
+/// Which publishers an unregistration means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector {
+    /// Tenant.
+    pub tenant_id: String,
+    /// Model; `None` = any.
+    pub model: Option<String>,
+    /// Instance.
+    pub instance_id: String,
+    /// Rank; `None` = every rank.
+    pub dp_rank: Option<u32>,
+}
+
+impl PublisherSpec {
+    /// Whether `selector` means this publisher.
+    pub fn matches(&self, s: &Selector) -> bool {
+        self.tenant_id == s.tenant_id
+            && s.model.as_ref().is_none_or(|m| *m == self.model)
+            && self.instance_id == s.instance_id
+            && s.dp_rank.is_none_or(|r| r == self.dp_rank)
+    }
+}

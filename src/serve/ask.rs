@@ -1,0 +1,383 @@
+//! What does one question take, and what is joined to the index's answer?
+//!
+//! Both transports come through here, so that a limit or a rule holds for both.
+
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvindex::{Answer, Explanation, HolderId, HolderSpec, Placement, Prompt, Query};
+use kvproto::hash::canonical::MmItem;
+use rustc_hash::FxHashMap;
+
+use super::{Counters, Service, endpoint};
+use crate::publisher::{Freshness, PublisherState};
+
+/// The largest block size a request may name, in tokens.
+pub const MAX_BLOCK_SIZE: u32 = 65536;
+
+/// Why a question cannot be answered. Every message begins with the field to look at.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// A field's value makes no sense.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// More than this kvd takes.
+    #[error("{field}: {got} is over the limit of {limit}")]
+    TooMany {
+        /// The field.
+        field: &'static str,
+        /// What is taken.
+        limit: usize,
+        /// What was sent.
+        got: usize,
+    },
+    /// Hashes of blocks of a size that no engine asked about uses.
+    #[error("block_size: hashes are of {asked}-token blocks, the engines asked about use {engines:?}")]
+    BlockSizeMismatch {
+        /// Block size the hashes are computed for.
+        asked: u32,
+        /// Block sizes of the model's engines.
+        engines: Vec<u32>,
+    },
+    /// Hashes without a block size, and the engines differ in theirs.
+    #[error("block_size: say which of {engines:?} the hashes are computed for")]
+    BlockSizeAmbiguous {
+        /// Block sizes of the model's engines.
+        engines: Vec<u32>,
+    },
+    /// Hashes of a kind the index has no keys of.
+    #[error(
+        "hashes: {kind} keys are not indexed; send token ids, or canonical hashes (GetHashSpec), or the engine's own"
+    )]
+    HashKindNotIndexed {
+        /// The kind's name.
+        kind: &'static str,
+    },
+    /// A token that was never given out for this tenant and model, or is too old.
+    #[error("score_token: unknown or expired, send the prompt again")]
+    UnknownScoreToken,
+    /// An engine asked about by name is not registered.
+    #[error("instance_id: {instance} with dp_rank {rank} is not registered for this model and tenant")]
+    UnknownHolder {
+        /// The instance.
+        instance: String,
+        /// Its rank.
+        rank: u32,
+    },
+    /// A prompt in words.
+    #[error(
+        "prompt: text cannot be looked up, kvd has no tokenizer; send a JSON array of token ids as the prompt, or call kv.v1.IndexService/Score with token ids"
+    )]
+    TextPrompt,
+}
+
+impl AskError {
+    pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> AskError {
+        AskError::Invalid { field, why: why.into() }
+    }
+
+    /// The request field to look at.
+    pub fn field(&self) -> &'static str {
+        match self {
+            AskError::Invalid { field, .. } | AskError::TooMany { field, .. } => field,
+            AskError::BlockSizeMismatch { .. } | AskError::BlockSizeAmbiguous { .. } => "block_size",
+            AskError::HashKindNotIndexed { .. } => "hashes",
+            AskError::UnknownScoreToken => "score_token",
+            AskError::UnknownHolder { .. } => "instance_id",
+            AskError::TextPrompt => "prompt",
+        }
+    }
+}
+
+/// An answer and how far it can be trusted.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// What the index says.
+    pub answer: Answer,
+    /// Who the scores are about, parallel to `answer.scores`.
+    pub holders: Vec<HolderView>,
+    /// Instances left out because the hashes are of another block size.
+    pub block_size_mismatch: Vec<String>,
+    /// Candidates that are not registered, as they were asked for.
+    pub missing: Vec<String>,
+    /// Whether `coverage` is below 1.
+    pub degraded: bool,
+    /// Part of the candidates (missing ones included) whose publisher is live, 0 to 1.
+    pub coverage: f64,
+}
+
+/// Who a score is about.
+#[derive(Clone, Debug)]
+pub struct HolderView {
+    /// The registration.
+    pub spec: Arc<HolderSpec>,
+    /// How far it is known what the engine holds.
+    pub freshness: Freshness,
+    /// The name it was asked for by, where it registered under another form of it.
+    pub asked_as: Option<String>,
+}
+
+impl HolderView {
+    /// The instance, by the name it was asked for.
+    pub fn instance(&self) -> &str {
+        self.asked_as.as_deref().unwrap_or(&self.spec.instance)
+    }
+}
+
+/// Who holds each block of a prompt.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// Block by block from the root.
+    pub placements: Vec<Placement>,
+    /// Everyone who occurs in `placements`.
+    pub holders: FxHashMap<HolderId, Arc<HolderSpec>>,
+}
+
+impl Service {
+    /// Answers `query` and says how fresh the answer is.
+    pub fn ask(&self, query: &Query<'_>) -> Result<Asked, AskError> {
+        let began = Instant::now();
+        let asked = self.prepared(query, |q| self.index.query(q)).and_then(|answer| self.join(query, answer));
+        match &asked {
+            Ok(a) => {
+                Counters::add(&self.counters.queries, 1);
+                Counters::add(&self.counters.unknown_model, u64::from(a.answer.unknown_model));
+                if let Prompt::Tokens { tokens, .. } = query.prompt {
+                    Counters::add(&self.counters.query_tokens, tokens.len() as u64);
+                }
+                self.counters.query_seconds.observe(began.elapsed());
+            }
+            Err(_) => Counters::add(&self.counters.query_errors, 1),
+        }
+        asked
+    }
+
+    /// Who holds each block of the prompt.
+    pub fn locate(&self, query: &Query<'_>) -> Result<Located, AskError> {
+        let mut placements = self.prepared(query, |q| self.index.locate(q))?;
+        let mut holders = FxHashMap::default();
+        for placement in &mut placements {
+            placement.holders.retain(|(id, _)| match holders.entry(*id) {
+                Entry::Occupied(_) => true,
+                // A holder detached since then is left out.
+                Entry::Vacant(v) => self.index.spec(*id).map(|spec| v.insert(spec)).is_some(),
+            });
+        }
+        Ok(Located { placements, holders })
+    }
+
+    /// Why `instance` got its score.
+    pub fn explain(
+        &self,
+        query: &Query<'_>,
+        instance: &str,
+        rank: u32,
+    ) -> Result<(Explanation, HolderView), AskError> {
+        let unknown = || AskError::UnknownHolder { instance: instance.to_owned(), rank };
+        self.check_text("instance_id", instance)?;
+        let query = Query { instances: &[instance], ..*query };
+        let (id, spec) = self.holder(query.tenant, query.model, instance, rank).ok_or_else(unknown)?;
+        let explanation = self.prepared(&query, |q| self.index.explain(q, id))?.ok_or_else(unknown)?;
+        Ok((explanation, HolderView { spec, freshness: self.freshness(id), asked_as: None }))
+    }
+
+    /// The holder of an instance (either form of its name) and rank.
+    pub(crate) fn holder(
+        &self,
+        tenant: &str,
+        model: &str,
+        instance: &str,
+        rank: u32,
+    ) -> Option<(HolderId, Arc<HolderSpec>)> {
+        let mut found = self.holders(tenant, model, &[instance]);
+        let at = found.iter().position(|(_, spec)| spec.rank == rank)?;
+        Some(found.swap_remove(at))
+    }
+
+    /// Everyone attached for the model, of `instances` only unless that is empty.
+    pub(crate) fn holders(
+        &self,
+        tenant: &str,
+        model: &str,
+        instances: &[&str],
+    ) -> Vec<(HolderId, Arc<HolderSpec>)> {
+        // A question about no block at all names every candidate and costs next to nothing.
+        let query = Query {
+            tenant,
+            model,
+            prompt: Prompt::Engine(&[]),
+            block_size: None,
+            instances,
+            salt: None,
+            max_blocks: None,
+            speculative: false,
+            weights: self.weights,
+        };
+        let answer = with_both_forms(&query, |q| self.index.query(q));
+        answer.scores.iter().filter_map(|s| Some((s.holder, self.index.spec(s.holder)?))).collect()
+    }
+
+    /// Checks `query` and hands it on with what a request may leave out.
+    pub(crate) fn prepared<R>(
+        &self,
+        query: &Query<'_>,
+        answer: impl FnOnce(&Query<'_>) -> R,
+    ) -> Result<R, AskError> {
+        self.check(query)?;
+        let mut query = *query;
+        if let (Prompt::Canonical(_), None) = (query.prompt, query.block_size) {
+            let sizes = self.index.block_sizes(query.tenant, query.model);
+            query.block_size = match sizes[..] {
+                [] => None,
+                [one] => Some(one),
+                [..] => return Err(AskError::BlockSizeAmbiguous { engines: sizes }),
+            };
+        }
+        Ok(with_both_forms(&query, answer))
+    }
+
+    fn check(&self, query: &Query<'_>) -> Result<(), AskError> {
+        if query.model.is_empty() {
+            return Err(AskError::invalid("model", "empty"));
+        }
+        if query.tenant.is_empty() {
+            return Err(AskError::invalid("tenant_id", "empty"));
+        }
+        self.check_text("model", query.model)?;
+        self.check_text("tenant_id", query.tenant)?;
+        self.check_text("additional_salt", query.salt.unwrap_or_default())?;
+        at_most("candidates", self.limits.max_candidates, query.instances.len())?;
+        for instance in query.instances {
+            self.check_text("candidates", instance)?;
+        }
+        if let Some(size) = query.block_size
+            && !(1..=MAX_BLOCK_SIZE).contains(&size)
+        {
+            return Err(AskError::invalid("block_size", format!("{size} is outside 1..{MAX_BLOCK_SIZE}")));
+        }
+        if !query.weights.by_tier.iter().all(|w| (0.0..=1e6).contains(w)) {
+            return Err(AskError::invalid("tier_weights", "a weight is outside 0..1000000"));
+        }
+        match query.prompt {
+            Prompt::Tokens { tokens, lora, cache_salt, items } => {
+                at_most("token_ids", self.limits.max_tokens, tokens.len())?;
+                self.check_text("lora_name", lora.unwrap_or_default())?;
+                self.check_text("cache_salt", cache_salt.unwrap_or_default())?;
+                self.check_items(items, tokens.len())
+            }
+            Prompt::Canonical(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
+            Prompt::Engine(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
+        }
+    }
+
+    fn check_items(&self, items: &[MmItem<'_>], tokens: usize) -> Result<(), AskError> {
+        at_most("mm_items", self.limits.max_mm_items, items.len())?;
+        let mut last = 0;
+        for (i, item) in items.iter().enumerate() {
+            self.check_text("mm_items", item.identifier)?;
+            let end = u64::from(item.offset) + u64::from(item.length);
+            let why = if item.identifier.is_empty() {
+                "has no hash".to_owned()
+            } else if item.length == 0 {
+                "has length 0".to_owned()
+            } else if end > tokens as u64 {
+                format!("ends at token {end} of {tokens}")
+            } else if item.offset < last {
+                "begins before the item in front of it".to_owned()
+            } else {
+                last = item.offset;
+                continue;
+            };
+            return Err(AskError::invalid("mm_items", format!("item {i} {why}")));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_text(&self, field: &'static str, text: &str) -> Result<(), AskError> {
+        at_most(field, self.limits.max_text_bytes, text.len())
+    }
+
+    /// Joins names and freshness to the scores, and says who is missing.
+    fn join(&self, query: &Query<'_>, mut answer: Answer) -> Result<Asked, AskError> {
+        if answer.scores.is_empty() && !answer.block_size_mismatch.is_empty() {
+            return Err(AskError::BlockSizeMismatch {
+                asked: query.block_size.unwrap_or_default(),
+                engines: self.index.block_sizes(query.tenant, query.model),
+            });
+        }
+        let mut wanted: FxHashMap<&str, bool> = query.instances.iter().map(|i| (*i, false)).collect();
+        let mut holders = Vec::with_capacity(answer.scores.len());
+        answer.scores.retain(|score| match self.index.spec(score.holder) {
+            None => false, // detached since then
+            Some(spec) => {
+                let asked_as = note_seen(&mut wanted, &spec.instance);
+                holders.push(HolderView { spec, freshness: self.freshness(score.holder), asked_as });
+                true
+            }
+        });
+        let mut block_size_mismatch = Vec::new();
+        for id in &answer.block_size_mismatch {
+            if let Some(spec) = self.index.spec(*id) {
+                let name = note_seen(&mut wanted, &spec.instance).unwrap_or_else(|| spec.instance.clone());
+                if block_size_mismatch.last() != Some(&name) {
+                    block_size_mismatch.push(name);
+                }
+            }
+        }
+        let missing: Vec<String> = query
+            .instances
+            .iter()
+            .filter(|i| wanted.remove(**i) == Some(false))
+            .map(|i| (*i).to_owned())
+            .collect();
+        let live = holders.iter().filter(|h| h.freshness.state == PublisherState::Live).count();
+        let of = holders.len() + answer.block_size_mismatch.len() + missing.len();
+        let coverage = if of == 0 { 0.0 } else { live as f64 / of as f64 };
+        Ok(Asked { answer, holders, block_size_mismatch, missing, degraded: coverage < 1.0, coverage })
+    }
+
+    /// How far it is known what `id` holds.
+    pub(crate) fn freshness(&self, id: HolderId) -> Freshness {
+        // Unregistered since the index answered: nothing vouches for the score any more.
+        self.publishers.freshness(id).unwrap_or(Freshness {
+            state: PublisherState::Connecting,
+            complete: false,
+            last_seq: None,
+            last_message: None,
+            oldest_queued: None,
+        })
+    }
+}
+
+fn at_most(field: &'static str, limit: usize, got: usize) -> Result<(), AskError> {
+    if got > limit { Err(AskError::TooMany { field, limit, got }) } else { Ok(()) }
+}
+
+/// Asks for each candidate under both forms of its name.
+fn with_both_forms<R>(query: &Query<'_>, ask: impl FnOnce(&Query<'_>) -> R) -> R {
+    let others: Vec<String> = query.instances.iter().filter_map(|i| endpoint::other_form(i)).collect();
+    if others.is_empty() {
+        return ask(query);
+    }
+    let all: Vec<&str> = query.instances.iter().copied().chain(others.iter().map(String::as_str)).collect();
+    ask(&Query { instances: &all, ..*query })
+}
+
+/// Ticks off a candidate that was found; returns the name it was asked for by, where that
+/// is not the registered one.
+fn note_seen(wanted: &mut FxHashMap<&str, bool>, instance: &str) -> Option<String> {
+    if wanted.is_empty() {
+        return None;
+    }
+    let as_registered = wanted.get_mut(instance).map(|seen| *seen = true).is_some();
+    let other = endpoint::other_form(instance)?;
+    *wanted.get_mut(other.as_str())? = true;
+    (!as_registered).then_some(other)
+}
+

@@ -1,0 +1,270 @@
+//! How do messages map to what the index speaks of, and back?
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use kvindex::{Query, Score, TierSet, TierWeights};
+use kvproto::rpc::kv;
+use kvproto::{EngineHash, SeqHash, Tier};
+
+use crate::publisher::{Freshness, PublisherState};
+use crate::serve::prompt::{OwnedItem, OwnedPrompt, PromptKey};
+use crate::serve::{AskError, DEFAULT_TENANT, HolderView, Service};
+
+/// What a request asks about, as its message says it.
+pub(super) struct Asking {
+    pub tenant: String,
+    pub model: String,
+    pub prompt: Arc<OwnedPrompt>,
+    pub candidates: Vec<String>,
+    pub weights: TierWeights,
+    pub max_blocks: Option<u32>,
+    pub speculative: bool,
+}
+
+impl Asking {
+    /// Reads the fields that every request about a prompt has. `block_size` 0 = not said.
+    pub fn new(
+        service: &Service,
+        tenant: String,
+        model: String,
+        prompt: Option<kv::Prompt>,
+        block_size: u32,
+    ) -> Result<Asking, AskError> {
+        let tenant = or_default_tenant(tenant);
+        let prompt = read_prompt(service, &tenant, &model, prompt, non_zero(block_size))?;
+        Ok(Asking {
+            tenant,
+            model,
+            prompt,
+            candidates: Vec::new(),
+            weights: service.weights,
+            max_blocks: None,
+            speculative: false,
+        })
+    }
+
+    /// Hands out the question as the service takes it.
+    pub fn lend<R>(&self, ask: impl FnOnce(&Query<'_>) -> R) -> R {
+        let instances: Vec<&str> = self.candidates.iter().map(String::as_str).collect();
+        self.prompt.lend(|prompt| {
+            ask(&Query {
+                tenant: &self.tenant,
+                model: &self.model,
+                prompt,
+                block_size: self.prompt.block_size,
+                instances: &instances,
+                salt: None,
+                max_blocks: self.max_blocks,
+                speculative: self.speculative,
+                weights: self.weights,
+            })
+        })
+    }
+}
+
+fn read_prompt(
+    service: &Service,
+    tenant: &str,
+    model: &str,
+    prompt: Option<kv::Prompt>,
+    block_size: Option<u32>,
+) -> Result<Arc<OwnedPrompt>, AskError> {
+    use kv::prompt::Key;
+
+    let prompt = prompt.unwrap_or_default();
+    let key = match prompt.key {
+        None => return Err(AskError::invalid("prompt", "missing")),
+        Some(Key::Tokens(tokens)) => PromptKey::Tokens(tokens.ids),
+        Some(Key::TokenIdsLe(bytes)) => PromptKey::Tokens(read_token_ids(&bytes)?),
+        Some(Key::Hashes(hashes)) => read_hashes(hashes)?,
+        Some(Key::ScoreToken(token)) => {
+            let kept = service
+                .score_tokens
+                .find(&token, tenant, model, Instant::now())
+                .ok_or(AskError::UnknownScoreToken)?;
+            return Ok(match block_size {
+                Some(_) if kept.block_size != block_size => {
+                    if !matches!(kept.key, PromptKey::Tokens(_)) {
+                        return Err(AskError::invalid(
+                            "block_size",
+                            "differs from the one that the score_token's hashes came with",
+                        ));
+                    }
+                    Arc::new(OwnedPrompt { block_size, ..(*kept).clone() })
+                }
+                Some(_) | None => kept,
+            });
+        }
+    };
+    let mut items: Vec<OwnedItem> = prompt
+        .mm_items
+        .into_iter()
+        .map(|i| OwnedItem { identifier: i.hash, offset: i.offset, length: i.length })
+        .collect();
+    items.sort_by_key(|i| i.offset);
+    Ok(Arc::new(OwnedPrompt {
+        key,
+        block_size,
+        lora: non_empty(prompt.lora_name),
+        cache_salt: non_empty(prompt.cache_salt),
+        items,
+    }))
+}
+
+fn read_token_ids(bytes: &Bytes) -> Result<Vec<u32>, AskError> {
+    let (ids, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(AskError::invalid("token_ids_le", format!("{} bytes are no multiple of 4", bytes.len())));
+    }
+    Ok(ids.iter().map(|id| u32::from_le_bytes(*id)).collect())
+}
+
+fn read_hashes(hashes: kv::BlockHashes) -> Result<PromptKey, AskError> {
+    let kind = kv::HashKind::try_from(hashes.kind)
+        .map_err(|_| AskError::invalid("hashes", format!("kind {} is not known", hashes.kind)))?;
+    match kind {
+        kv::HashKind::Canonical => Ok(PromptKey::Canonical(hashes.hashes.into_iter().map(SeqHash).collect())),
+        kv::HashKind::Engine => Ok(PromptKey::Engine(hashes.hashes.into_iter().map(EngineHash).collect())),
+        kv::HashKind::LlmdCborFnv | kv::HashKind::LlmdXxh64 => {
+            Err(AskError::HashKindNotIndexed { kind: kind.as_str_name() })
+        }
+    }
+}
+
+/// The configured weights with those that the request replaces.
+pub(super) fn read_weights(
+    service: &Service,
+    replaced: &[kv::TierWeight],
+) -> Result<TierWeights, AskError> {
+    let mut weights = service.weights;
+    for w in replaced {
+        let tier = kv::Tier::try_from(w.tier).ok().and_then(read_tier).ok_or_else(|| {
+            AskError::invalid("tier_weights", format!("{} is no tier that has a weight", w.tier))
+        })?;
+        weights.by_tier[tier as usize] = w.weight;
+    }
+    Ok(weights)
+}
+
+fn read_tier(tier: kv::Tier) -> Option<Tier> {
+    match tier {
+        kv::Tier::Unspecified => None,
+        kv::Tier::Gpu => Some(Tier::Gpu),
+        kv::Tier::Cpu => Some(Tier::Cpu),
+        kv::Tier::Disk => Some(Tier::Disk),
+        kv::Tier::Shared => Some(Tier::Shared),
+        kv::Tier::Unknown => Some(Tier::Unknown),
+    }
+}
+
+pub(super) fn tier(tier: Tier) -> kv::Tier {
+    match tier {
+        Tier::Gpu => kv::Tier::Gpu,
+        Tier::Cpu => kv::Tier::Cpu,
+        Tier::Disk => kv::Tier::Disk,
+        Tier::Shared => kv::Tier::Shared,
+        Tier::Unknown => kv::Tier::Unknown,
+    }
+}
+
+pub(super) fn tiers(set: TierSet) -> Vec<i32> {
+    set.iter().map(|t| tier(t).into()).collect()
+}
+
+/// A score as llm-d and other schedulers read it.
+pub(super) fn endpoint_score(
+    score: &Score,
+    view: &HolderView,
+    speculative: bool,
+    now: Instant,
+) -> kv::EndpointScore {
+    kv::EndpointScore {
+        instance_id: view.instance().to_owned(),
+        dp_rank: view.spec.rank,
+        block_size_tokens: score.block_size,
+        cached_blocks: score.cached,
+        by_tier: tier_counts(&score.by_tier),
+        cumulative_by_tier: tier_counts(&score.cumulative),
+        weighted_blocks: score.weighted,
+        match_blocks: score.weighted as u32,
+        cached_tokens: score.cached_tokens,
+        speculative_blocks: if speculative { score.speculative } else { 0 },
+        mm_match_blocks: score.mm_matched,
+        freshness: Some(freshness(&view.freshness, now)),
+    }
+}
+
+fn tier_counts(counts: &[u32; 5]) -> Vec<kv::TierCount> {
+    Tier::ALL
+        .into_iter()
+        .zip(counts)
+        .filter(|(_, blocks)| **blocks > 0)
+        .map(|(t, blocks)| kv::TierCount { tier: tier(t).into(), blocks: *blocks })
+        .collect()
+}
+
+pub(super) fn freshness(f: &Freshness, now: Instant) -> kv::Freshness {
+    let since = |at: Option<Instant>| at.map_or(0, |at| now.saturating_duration_since(at).as_millis() as u64);
+    kv::Freshness {
+        state: publisher_state(f.state).into(),
+        silent_ms: since(f.last_message),
+        staleness_ms: since(f.oldest_queued),
+        complete: f.complete,
+        last_seq: f.last_seq,
+    }
+}
+
+fn publisher_state(state: PublisherState) -> kv::PublisherState {
+    match state {
+        PublisherState::Connecting => kv::PublisherState::Connecting,
+        PublisherState::Replaying => kv::PublisherState::Replaying,
+        PublisherState::Live => kv::PublisherState::Live,
+        PublisherState::Partial => kv::PublisherState::Partial,
+    }
+}
+
+pub(super) fn or_default_tenant(tenant: String) -> String {
+    if tenant.is_empty() { DEFAULT_TENANT.to_owned() } else { tenant }
+}
+
+pub(super) fn non_empty(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+pub(super) fn non_zero(n: u32) -> Option<u32> {
+    (n != 0).then_some(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_ids_are_little_endian_and_whole() {
+        assert_eq!(read_token_ids(&Bytes::from_static(&[1, 0, 0, 0, 0, 1, 0, 255])), Ok(vec![1, 0xff00_0100]));
+        assert_eq!(read_token_ids(&Bytes::new()), Ok(vec![]));
+        let error = read_token_ids(&Bytes::from_static(&[1, 0, 0])).unwrap_err();
+        assert_eq!(error.to_string(), "token_ids_le: 3 bytes are no multiple of 4");
+    }
+
+    #[test]
+    fn hashes_are_read_by_their_kind() {
+        let read = |kind: i32| read_hashes(kv::BlockHashes { kind, hashes: vec![u64::MAX] });
+        assert_eq!(read(0), Ok(PromptKey::Canonical(vec![SeqHash(u64::MAX)])));
+        assert_eq!(read(1), Ok(PromptKey::Engine(vec![EngineHash(u64::MAX)])));
+        assert_eq!(read(2), Err(AskError::HashKindNotIndexed { kind: "HASH_KIND_LLMD_CBOR_FNV" }));
+        assert_eq!(read(3), Err(AskError::HashKindNotIndexed { kind: "HASH_KIND_LLMD_XXH64" }));
+        assert_eq!(read(9), Err(AskError::invalid("hashes", "kind 9 is not known")));
+    }
+
+    #[test]
+    fn tiers_without_a_block_are_left_out() {
+        let counts = tier_counts(&[3, 0, 1, 0, 0]);
+        assert_eq!(counts, [(kv::Tier::Gpu, 3), (kv::Tier::Disk, 1)].map(|(t, blocks)| kv::TierCount {
+            tier: t.into(),
+            blocks
+        }));
+    }
+}

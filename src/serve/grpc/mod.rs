@@ -1,0 +1,122 @@
+//! How is kvd asked over gRPC?
+//!
+//! One file per service; [`convert`] turns messages into what [`super::ask`] takes and
+//! back. Rules live there, not here.
+
+mod admin;
+mod convert;
+mod index;
+mod ingest;
+mod llmd;
+mod score;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use kvproto::rpc::indexer::indexer_service_server::IndexerServiceServer;
+use kvproto::rpc::kv::admin_service_server::AdminServiceServer;
+use kvproto::rpc::kv::index_service_server::IndexServiceServer;
+use kvproto::rpc::kv::ingest_service_server::IngestServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::Service;
+
+/// Names that `grpc.health.v1` knows besides "" (the process).
+const LIVENESS: &str = "liveness";
+const READINESS: &str = "readiness";
+const INDEX: &str = "kv.v1.IndexService";
+
+/// A request of 128 Ki token ids fits into the window at once.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Requests in flight on one connection; with the message limit it bounds a connection's memory.
+const MAX_STREAMS: u32 = 256;
+/// Long-lived streams may end by themselves this long after the shutdown began.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Serves every gRPC service on `listener` until `shutdown` completes.
+///
+/// # Errors
+/// Where the listener fails or the reflection data cannot be built.
+pub async fn serve(
+    service: Arc<Service>,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    let most = service.limits.max_body_bytes;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kvproto::rpc::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let router = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        // Finds clients that are gone without a word, whose streams would stay forever.
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .add_service(
+            IndexServiceServer::new(index::IndexApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+        )
+        .add_service(
+            IngestServiceServer::new(ingest::IngestApi::new(Arc::clone(&service)))
+                .max_decoding_message_size(most),
+        )
+        .add_service(
+            AdminServiceServer::new(admin::AdminApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+        )
+        .add_service(
+            IndexerServiceServer::new(llmd::LlmdApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+        )
+        .add_service(health_service)
+        .add_service(reflection().build_v1().context("build reflection v1")?)
+        .add_service(reflection().build_v1alpha().context("build reflection v1alpha")?);
+
+    let stopping = Notify::new();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = router.serve_with_incoming_shutdown(incoming, async {
+        shutdown.await;
+        service.set_ready(false);
+        stopping.notify_one();
+    });
+    let grace = async {
+        stopping.notified().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = server => served.context("serve gRPC"),
+        () = grace => Ok(()),
+        () = service.expire_routings() => Ok(()),
+        () = follow_readiness(&service, &health) => Ok(()),
+    }
+}
+
+/// Reports the service's readiness; the process itself is alive as long as this runs.
+async fn follow_readiness(service: &Service, health: &HealthReporter) {
+    for name in ["", LIVENESS] {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    let mut readiness = service.readiness();
+    loop {
+        let status =
+            if *readiness.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in [READINESS, INDEX] {
+            health.set_service_status(name, status).await;
+        }
+        if readiness.changed().await.is_err() {
+            // The sender lives in `service`, which outlives this.
+            return;
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How does a question reach the index, and what does its answer say?
+//!
+//! ```text
+//! grpc/ ─┐                        ┌─ kvindex::Index      who holds what
+//!        ├─▶ ask::Service::ask ──▶┤
+//! http/ ─┘                        └─ ingest::Publishers  how fresh that is
+//! ```
+//!
+//! [`ask`] holds what both transports share: limits are checked there, candidates
+//! and freshness are joined to the scores there. [`grpc`] and [`http`] only
+//! translate. [`routing`] keeps what schedulers announced and when that ends.
+
+pub mod ask;
+pub mod counters;
+pub mod endpoint;
+pub mod grpc;
+pub mod http;
+pub mod prompt;
+pub mod routing;
+pub mod score_tokens;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvindex::{Index, TierWeights};
+use tokio::sync::watch;
+
+pub use ask::{AskError, Asked, HolderView};
+pub use counters::{Counters, Histogram};
+
+use crate::ingest::Publishers;
+use routing::RoutingClock;
+use score_tokens::ScoreTokens;
+
+/// The tenant of requests and registrations that name none.
+pub const DEFAULT_TENANT: &str = "default";
+
+/// Everything that answering takes; one per process, shared by all transports.
+pub struct Service {
+    /// Who holds what.
+    pub index: Arc<Index>,
+    /// Who is followed.
+    pub publishers: Arc<Publishers>,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// Weights of the tiers where a request gives none.
+    pub weights: TierWeights,
+    /// What was asked so far.
+    pub counters: Counters,
+    /// When the process began to serve; uptime and routing deadlines count from here.
+    pub started: Instant,
+    /// Prompts that a `score_token` stands for.
+    pub(crate) score_tokens: ScoreTokens,
+    /// Wakes the task that ends announced routings.
+    pub(crate) routing: RoutingClock,
+    ready: watch::Sender<bool>,
+}
+
+/// What a request may ask for. Requests beyond a limit are refused by name, never cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a prompt, or hashes.
+    pub max_tokens: usize,
+    /// Bytes of a request, either transport.
+    pub max_body_bytes: usize,
+    /// Candidates of one query, endpoints of one routing.
+    pub max_candidates: usize,
+    /// Bytes of a name, salt, identifier or request id.
+    pub max_text_bytes: usize,
+    /// Multimodal items of a prompt.
+    pub max_mm_items: usize,
+    /// How long announced blocks count where the announcement does not say.
+    pub speculative_ttl: Duration,
+    /// The longest an announcement may ask for.
+    pub max_speculative_ttl: Duration,
+    /// Prompts kept for their `score_token`.
+    pub max_score_tokens: usize,
+    /// Bytes of all prompts kept for their `score_token`.
+    pub max_score_token_bytes: usize,
+    /// How long a `score_token` stands for its prompt.
+    pub score_token_ttl: Duration,
+    /// Requests of one `ScoreStream` that are worked on at a time.
+    pub stream_concurrency: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_tokens: 1 << 20,
+            max_body_bytes: 16 << 20,
+            max_candidates: 4096,
+            max_text_bytes: 4096,
+            max_mm_items: 4096,
+            speculative_ttl: Duration::from_secs(2),
+            max_speculative_ttl: Duration::from_secs(60),
+            max_score_tokens: 16384,
+            max_score_token_bytes: 256 << 20,
+            score_token_ttl: Duration::from_secs(30),
+            stream_concurrency: 16,
+        }
+    }
+}
+
+impl Service {
+    /// A service that is not ready yet, see [`set_ready`](Self::set_ready).
+    pub fn new(index: Arc<Index>, publishers: Arc<Publishers>, limits: Limits, weights: TierWeights) -> Self {
+        Service {
+            index,
+            publishers,
+            limits,
+            weights,
+            counters: Counters::default(),
+            started: Instant::now(),
+            score_tokens: ScoreTokens::new(
+                limits.max_score_tokens,
+                limits.max_score_token_bytes,
+                limits.score_token_ttl,
+            ),
+            routing: RoutingClock::default(),
+            ready: watch::Sender::new(false),
+        }
+    }
+
+    /// Says whether schedulers should ask here: true once the registrations of the last run are
+    /// followed again, false when shutting down. Readiness of both transports follows it.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.send_replace(ready);
+    }
+
+    /// What [`set_ready`](Self::set_ready) said last.
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Changes of readiness, beginning with how it is now.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Milliseconds since the service began.
+    pub fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}

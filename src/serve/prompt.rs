@@ -1,0 +1,106 @@
+//! What was a request's prompt, once the message it came in is gone?
+
+use kvindex::Prompt;
+use kvproto::hash::canonical::MmItem;
+use kvproto::{EngineHash, SeqHash};
+
+/// A prompt that owns what it is made of, so that it can outlive its request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedPrompt {
+    /// What the blocks are found by.
+    pub key: PromptKey,
+    /// Block size the request named; `None` where it did not.
+    pub block_size: Option<u32>,
+    /// LoRA adapter.
+    pub lora: Option<String>,
+    /// Cache salt.
+    pub cache_salt: Option<String>,
+    /// Multimodal items, in order of their offset.
+    pub items: Vec<OwnedItem>,
+}
+
+/// What the blocks of a prompt are found by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptKey {
+    /// Token ids.
+    Tokens(Vec<u32>),
+    /// Canonical rolling hashes from the root.
+    Canonical(Vec<SeqHash>),
+    /// The engine's own hashes from the root.
+    Engine(Vec<EngineHash>),
+}
+
+/// See [`MmItem`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedItem {
+    /// What the item is.
+    pub identifier: String,
+    /// Its first token's position in the prompt.
+    pub offset: u32,
+    /// Tokens it covers.
+    pub length: u32,
+}
+
+impl PromptKey {
+    /// Tokens, or hashes.
+    pub fn len(&self) -> usize {
+        match self {
+            PromptKey::Tokens(t) => t.len(),
+            PromptKey::Canonical(h) => h.len(),
+            PromptKey::Engine(h) => h.len(),
+        }
+    }
+
+    /// Whether there is nothing to find.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl OwnedPrompt {
+    /// Hands out the prompt as the index takes it.
+    pub fn lend<R>(&self, ask: impl FnOnce(Prompt<'_>) -> R) -> R {
+        let items: Vec<MmItem<'_>> = self
+            .items
+            .iter()
+            .map(|i| MmItem { identifier: &i.identifier, offset: i.offset, length: i.length })
+            .collect();
+        ask(match &self.key {
+            PromptKey::Tokens(tokens) => Prompt::Tokens {
+                tokens,
+                lora: self.lora.as_deref(),
+                cache_salt: self.cache_salt.as_deref(),
+                items: &items,
+            },
+            PromptKey::Canonical(hashes) => Prompt::Canonical(hashes),
+            PromptKey::Engine(hashes) => Prompt::Engine(hashes),
+        })
+    }
+
+    /// Blocks of `block_size` tokens in the prompt, whole ones.
+    pub fn blocks(&self, block_size: u32) -> u32 {
+        match &self.key {
+            PromptKey::Tokens(t) if block_size > 0 => (t.len() / block_size as usize) as u32,
+            PromptKey::Tokens(_) => 0,
+            PromptKey::Canonical(h) => h.len() as u32,
+            PromptKey::Engine(h) => h.len() as u32,
+        }
+    }
+
+    /// Bytes that keeping the prompt takes, roughly.
+    pub fn bytes(&self) -> usize {
+        let key = match &self.key {
+            PromptKey::Tokens(t) => t.capacity() * 4,
+            PromptKey::Canonical(h) => h.capacity() * 8,
+            PromptKey::Engine(h) => h.capacity() * 8,
+        };
+        let text = |s: &Option<String>| s.as_ref().map_or(0, String::capacity);
+        let items: usize = self.items.iter().map(|i| i.identifier.capacity()).sum();
+        size_of::<OwnedPrompt>()
+            + key
+            + text(&self.lora)
+            + text(&self.cache_salt)
+            + items
+            + self.items.capacity() * size_of::<OwnedItem>()
+    }
+}

@@ -1,0 +1,23 @@
+//! Which RPC code does an error become?
+
+use tonic::{Code, Status};
+
+use super::AskError;
+
+impl From<AskError> for Status {
+    fn from(error: AskError) -> Status {
+        Status::new(code(&error), error.to_string())
+    }
+}
+
+/// The RPC code of a refused question.
+pub fn code(error: &AskError) -> Code {
+    match error {
+        AskError::Invalid { .. } | AskError::HashKindNotIndexed { .. } => Code::InvalidArgument,
+        AskError::TooMany { .. } => Code::ResourceExhausted,
+        AskError::BlockSizeMismatch { .. } | AskError::BlockSizeAmbiguous { .. } | AskError::TextPrompt => {
+            Code::FailedPrecondition
+        }
+        AskError::UnknownScoreToken | AskError::UnknownHolder { .. } => Code::NotFound,
+    }
+}
