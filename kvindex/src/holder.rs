@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 
 use kvproto::event::Content;
 use kvproto::hash::canonical::{MmForm, Namespace, Seed};
+use kvproto::hash::llmd::{Llmd, RequestKey};
 use kvproto::{Batch, EngineHash, Event, ExtraKey, GroupKind, LocalHash, Removed, SeqHash, Stored, Tier};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -29,6 +30,8 @@ const UNKNOWN_DEPTH: u32 = u32::MAX;
 pub(crate) struct Holder {
     spec: std::sync::Arc<HolderSpec>,
     max_blocks: usize,
+    /// Names blocks by llm-d's request keys too, where the deployment asks by them.
+    llmd: Option<Llmd>,
     nodes: FxHashMap<EngineHash, Node>,
     /// Parent hash not placed yet → nodes that wait for it.
     waiting: FxHashMap<EngineHash, Vec<EngineHash>>,
@@ -46,6 +49,7 @@ pub(crate) struct Holder {
 struct Node {
     place: Place,
     parent: Option<EngineHash>,
+    llmd_key: Option<RequestKey>,
     block_size: u32,
     /// Whether a full-attention group named it, which has the last word.
     named_by_full: bool,
@@ -76,6 +80,7 @@ struct Name {
     parent: Option<EngineHash>,
     seed: Seed,
     content: Named,
+    llmd_key: Option<RequestKey>,
     block_size: u32,
     by_full: bool,
 }
@@ -86,16 +91,18 @@ enum Named {
     Canonical { seq: SeqHash, depth: Option<u32> },
 }
 
-/// Carries changes out: from now on this holder has `seq` in `mask`; empty = not at all.
+/// Carries changes out: from now on this holder has `seq`, which llm-d calls `key`, in `mask`;
+/// empty = not at all.
 pub(crate) trait Changes {
-    fn set(&mut self, seq: SeqHash, mask: Mask);
+    fn set(&mut self, seq: SeqHash, mask: Mask, key: Option<RequestKey>);
 }
 
 impl Holder {
-    pub fn new(spec: std::sync::Arc<HolderSpec>, max_blocks: usize) -> Holder {
+    pub fn new(spec: std::sync::Arc<HolderSpec>, max_blocks: usize, llmd: Option<Llmd>) -> Holder {
         Holder {
             spec,
             max_blocks,
+            llmd,
             nodes: FxHashMap::default(),
             waiting: FxHashMap::default(),
             placed: FxHashMap::default(),
@@ -130,7 +137,7 @@ impl Holder {
         *self = Holder {
             stats: HolderStats { refused: self.stats.refused, ..HolderStats::default() },
             profile_changed: true,
-            ..Holder::new(self.spec.clone(), self.max_blocks)
+            ..Holder::new(self.spec.clone(), self.max_blocks, self.llmd)
         };
     }
 
@@ -211,7 +218,15 @@ impl Holder {
                 }),
                 Content::Complete | Content::HashOnly => None,
             };
-            let name = content.map(|content| Name { parent, seed, content, block_size: s.block_size, by_full });
+            let llmd_key = content.as_ref().and_then(|_| self.llmd_key(s, i, parent, &keys));
+            let name = content.map(|content| Name {
+                parent,
+                seed,
+                content,
+                llmd_key,
+                block_size: s.block_size,
+                by_full,
+            });
             self.hold(h, s.tier, s.group, name, out, done);
             parent = Some(h);
         }
@@ -287,6 +302,31 @@ impl Holder {
             self.profile_changed = true;
         }
         p.groups.get(s.group as usize).copied().flatten().map_or(GroupKind::Full, |g| g.spec.kind)
+    }
+
+    /// What llm-d calls block `i` of a store: known from the root on without a break.
+    fn llmd_key(
+        &self,
+        s: &Stored<'_>,
+        i: usize,
+        parent: Option<EngineHash>,
+        keys: &[ExtraKey<'_>],
+    ) -> Option<RequestKey> {
+        let llmd = self.llmd.as_ref().filter(|_| s.is_dense())?;
+        let before = match parent {
+            None => llmd.root(s.lora.or(self.spec.lora.as_deref()).unwrap_or(&self.spec.model)),
+            Some(p) => self.nodes.get(&p)?.llmd_key?,
+        };
+        let texts: SmallVec<[&str; 4]> = keys
+            .iter()
+            .filter_map(|k| match k {
+                ExtraKey::Text(t) => Some(*t),
+                ExtraKey::Item { identifier, .. } => Some(*identifier),
+                ExtraKey::Digest(_) => None,
+            })
+            .collect();
+        let at = i * s.block_size as usize;
+        Some(llmd.next(before, &s.tokens[at..at + s.block_size as usize], &texts))
     }
 
     fn seed(&mut self, lora: Option<String>) -> Seed {
@@ -372,6 +412,7 @@ impl Holder {
         let Some(node) = self.nodes.get_mut(&h) else { return };
         let same_parent = node.parent == name.parent;
         node.parent = name.parent;
+        node.llmd_key = name.llmd_key;
         node.block_size = name.block_size;
         node.named_by_full = name.by_full;
         match place {
@@ -436,7 +477,7 @@ impl Holder {
             here.retain(|o| *o != h);
             if here.is_empty() {
                 self.placed.remove(&seq);
-                out.set(seq, Mask::default());
+                out.set(seq, Mask::default(), None);
                 return;
             }
         } else {
@@ -452,7 +493,8 @@ impl Holder {
             [one] if *one == h => mask,
             many => many.iter().fold(Mask::default(), |m, o| m.union(self.mask_of(*o))),
         };
-        out.set(seq, union);
+        let key = self.nodes.get(&h).and_then(|n| n.llmd_key);
+        out.set(seq, union, key);
     }
 
     /// Learns the offload chunk from the depth of a bare hash in a lower tier: only the last
@@ -512,6 +554,7 @@ impl Node {
         Node {
             place: Place::Nameless,
             parent: None,
+            llmd_key: None,
             block_size: 0,
             named_by_full: false,
             copies: SmallVec::new(),

@@ -115,7 +115,7 @@ fn seqs_for(query: &Query<'_>, c: &Column) -> Vec<SeqHash> {
             prompt_hashes(seed, tokens, c.block_size, extras).collect()
         }
         Prompt::Canonical(hashes) => hashes.to_vec(),
-        Prompt::Tokens { .. } | Prompt::Engine(_) => Vec::new(),
+        Prompt::Tokens { .. } | Prompt::Engine(_) | Prompt::Llmd(_) => Vec::new(),
     }
 }
 

@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvproto::hash::canonical::{Namespace, PromptExtras, prompt_hashes};
+use kvproto::hash::llmd::{Llmd, RequestKey};
 use kvproto::{Batch, SeqHash};
 use parking_lot::{Mutex, RwLock};
 
@@ -59,11 +60,14 @@ pub struct IndexConfig {
     pub max_blocks_per_holder: usize,
     /// (Block, holder) pairs that routing may announce.
     pub max_speculative: usize,
+    /// Also names every block by llm-d's request keys of this deployment, so that
+    /// [`Prompt::Llmd`] finds them. Costs one more hash and about 50 bytes a block.
+    pub llmd: Option<Llmd>,
 }
 
 impl Default for IndexConfig {
     fn default() -> Self {
-        IndexConfig { max_blocks_per_holder: 8 << 20, max_speculative: 1 << 20 }
+        IndexConfig { max_blocks_per_holder: 8 << 20, max_speculative: 1 << 20, llmd: None }
     }
 }
 
@@ -102,7 +106,7 @@ impl Index {
         let mut dir = self.directory.write();
         let models = dir.pools.entry(spec.tenant.clone()).or_default();
         let pool = models.entry(spec.model.clone()).or_default().clone();
-        let member = pool.add(id, Arc::new(spec), self.config.max_blocks_per_holder);
+        let member = pool.add(id, Arc::new(spec), self.config.max_blocks_per_holder, self.config.llmd);
         dir.members.insert(id, (pool, member));
         id
     }
@@ -193,11 +197,17 @@ impl Index {
     /// which do not tell the canonical blocks.
     pub fn announce(&self, request: &str, query: &Query<'_>, holders: &[HolderId], expires: u64) -> usize {
         let Some(pool) = self.pool(query.tenant, query.model) else { return 0 };
+        let of_keys = |keys: &[RequestKey]| keys.iter().map_while(|k| pool.llmd_keys.get(k).map(|s| *s)).collect();
         let mut blocks: Vec<(HolderId, u32, Vec<SeqHash>)> = Vec::new();
         for &id in holders {
             let Some((of, member)) = self.member(id) else { continue };
             if Arc::ptr_eq(&of, &pool) && !blocks.iter().any(|(h, _, _)| *h == id) {
-                let seqs = canonical_hashes(query, &member);
+                let seqs = match query.prompt {
+                    Prompt::Llmd(keys) => of_keys(keys),
+                    Prompt::Tokens { .. } | Prompt::Canonical(_) | Prompt::Engine(_) => {
+                        canonical_hashes(query, &member)
+                    }
+                };
                 blocks.push((id, member.slot, seqs));
             }
         }
@@ -230,13 +240,14 @@ fn prompt_tokens(query: &Query<'_>, block_size: u32) -> u64 {
         Prompt::Tokens { tokens, .. } => tokens.len() as u64,
         Prompt::Canonical(hashes) => by_hash(hashes.len()),
         Prompt::Engine(hashes) => by_hash(hashes.len()),
+        Prompt::Llmd(keys) => by_hash(keys.len()),
     }
 }
 
 fn items<'a>(query: &Query<'a>) -> &'a [kvproto::hash::canonical::MmItem<'a>] {
     match query.prompt {
         Prompt::Tokens { items, .. } => items,
-        Prompt::Canonical(_) | Prompt::Engine(_) => &[],
+        Prompt::Canonical(_) | Prompt::Engine(_) | Prompt::Llmd(_) => &[],
     }
 }
 
@@ -258,6 +269,6 @@ fn canonical_hashes(query: &Query<'_>, member: &Member) -> Vec<SeqHash> {
             prompt_hashes(seed, tokens, block_size, extras).collect()
         }
         Prompt::Canonical(hashes) => hashes.to_vec(),
-        Prompt::Engine(_) => Vec::new(),
+        Prompt::Engine(_) | Prompt::Llmd(_) => Vec::new(),
     }
 }

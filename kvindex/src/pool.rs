@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use kvproto::SeqHash;
+use kvproto::hash::llmd::{Llmd, RequestKey};
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
@@ -19,11 +20,20 @@ pub(crate) struct Pool {
     /// By slot. A slot is used again after its holder has gone and its blocks with it.
     pub members: RwLock<Vec<Option<Arc<Member>>>>,
     /// Canonical block → slots that have it, and where.
-    pub blocks: DashMap<SeqHash, SmallVec<[(u32, Mask); 2]>, FxBuildHasher>,
+    pub blocks: DashMap<SeqHash, Block, FxBuildHasher>,
+    /// llm-d's name of a block → ours, where the deployment asks by them.
+    pub llmd_keys: DashMap<RequestKey, SeqHash, FxBuildHasher>,
     /// Canonical block → holders that routing announced it for, and how often.
     pub announced: DashMap<SeqHash, SmallVec<[Announced; 1]>, FxBuildHasher>,
     /// (Block, holder) pairs.
     pub entries: AtomicU64,
+}
+
+/// Who has a block, and what llm-d calls it.
+#[derive(Debug, Default)]
+pub(crate) struct Block {
+    pub at: SmallVec<[(u32, Mask); 2]>,
+    llmd_key: Option<RequestKey>,
 }
 
 /// A block announced for a holder by `count` requests.
@@ -54,13 +64,19 @@ pub(crate) struct State {
 
 impl Pool {
     /// Adds a holder in the first free slot.
-    pub fn add(&self, id: HolderId, spec: Arc<HolderSpec>, max_blocks: usize) -> Arc<Member> {
+    pub fn add(
+        &self,
+        id: HolderId,
+        spec: Arc<HolderSpec>,
+        max_blocks: usize,
+        llmd: Option<Llmd>,
+    ) -> Arc<Member> {
         let mut members = self.members.write();
         let slot = members.iter().position(Option::is_none).unwrap_or_else(|| {
             members.push(None);
             members.len() - 1
         });
-        let holder = Holder::new(spec.clone(), max_blocks);
+        let holder = Holder::new(spec.clone(), max_blocks, llmd);
         let member = Arc::new(Member {
             id,
             spec,
@@ -123,28 +139,35 @@ pub(crate) struct PoolChanges<'a> {
 }
 
 impl Changes for PoolChanges<'_> {
-    fn set(&mut self, seq: SeqHash, mask: Mask) {
+    fn set(&mut self, seq: SeqHash, mask: Mask, key: Option<RequestKey>) {
         if mask.is_empty() {
             let mut removed = false;
-            self.pool.blocks.remove_if_mut(&seq, |_, at| {
-                if let Some(i) = at.iter().position(|(s, _)| *s == self.slot) {
-                    at.swap_remove(i);
+            let gone = self.pool.blocks.remove_if_mut(&seq, |_, b| {
+                if let Some(i) = b.at.iter().position(|(s, _)| *s == self.slot) {
+                    b.at.swap_remove(i);
                     removed = true;
                 }
-                at.is_empty()
+                b.at.is_empty()
             });
             if removed {
                 self.pool.entries.fetch_sub(1, Ordering::Relaxed);
             }
+            if let Some((_, Block { llmd_key: Some(key), .. })) = gone {
+                self.pool.llmd_keys.remove_if(&key, |_, s| *s == seq);
+            }
             return;
         }
-        let mut at = self.pool.blocks.entry(seq).or_default();
-        match at.iter_mut().find(|(s, _)| *s == self.slot) {
+        let mut block = self.pool.blocks.entry(seq).or_default();
+        match block.at.iter_mut().find(|(s, _)| *s == self.slot) {
             Some((_, m)) => *m = mask,
             None => {
-                at.push((self.slot, mask));
+                block.at.push((self.slot, mask));
                 self.pool.entries.fetch_add(1, Ordering::Relaxed);
             }
+        }
+        if let (Some(key), None) = (key, block.llmd_key) {
+            block.llmd_key = Some(key);
+            self.pool.llmd_keys.insert(key, seq);
         }
     }
 }

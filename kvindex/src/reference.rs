@@ -246,7 +246,7 @@ impl Reference {
         }
         let prompt_tokens = match query.prompt {
             Prompt::Tokens { tokens, .. } => tokens.len() as u64,
-            Prompt::Canonical(_) | Prompt::Engine(_) => 0,
+            Prompt::Canonical(_) | Prompt::Engine(_) | Prompt::Llmd(_) => 0,
         };
         Expected {
             cached,

@@ -1,6 +1,7 @@
 //! What goes in and out of an index: holders, prompts, scores.
 
 use kvproto::hash::canonical::MmItem;
+use kvproto::hash::llmd::RequestKey;
 use kvproto::{EngineHash, SeqHash, Tier};
 
 /// One engine as the index knows it: an instance and its data-parallel rank.
@@ -78,6 +79,10 @@ pub enum Prompt<'a> {
     Canonical(&'a [SeqHash]),
     /// The engine's own hashes from the root.
     Engine(&'a [EngineHash]),
+    /// llm-d's request keys from the root, where the index is configured with their seed. They
+    /// must be computed for the engine's block size. A block whose parent arrived after it is
+    /// not known by such a key.
+    Llmd(&'a [RequestKey]),
 }
 
 impl<'a> Prompt<'a> {

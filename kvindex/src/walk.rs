@@ -74,12 +74,18 @@ pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
                 let extras = PromptExtras { cache_salt, items, form: v.form };
                 let hashes = prompt_hashes(v.seed, tokens, v.block_size, extras);
                 let hashes = hashes.take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
-                probe(pool, slots, &mut out.columns, &v.columns, hashes, query.speculative);
+                probe(pool, slots, &mut out.columns, &v.columns, hashes.map(Some), query.speculative);
             }
         }
         Prompt::Canonical(hashes) => {
             let all: Vec<usize> = (0..out.columns.len()).collect();
             let hashes = hashes.iter().copied().take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
+            probe(pool, slots, &mut out.columns, &all, hashes.map(Some), query.speculative);
+        }
+        Prompt::Llmd(keys) => {
+            let all: Vec<usize> = (0..out.columns.len()).collect();
+            let keys = keys.iter().take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
+            let hashes = keys.map(|k| pool.llmd_keys.get(k).map(|s| *s));
             probe(pool, slots, &mut out.columns, &all, hashes, query.speculative);
         }
         Prompt::Engine(hashes) => {
@@ -201,13 +207,14 @@ fn variants(columns: &[Column], which: &[usize], model: &str, lora: Option<&str>
     out
 }
 
-/// Walks the shared map from the root until no candidate can gain any more.
+/// Walks the shared map from the root until no candidate can gain any more. `None` among the
+/// hashes is a block that nobody has.
 fn probe(
     pool: &Pool,
     slots: usize,
     columns: &mut [Column],
     which: &[usize],
-    hashes: impl Iterator<Item = SeqHash>,
+    hashes: impl Iterator<Item = Option<SeqHash>>,
     speculative: bool,
 ) {
     const NONE: u32 = u32::MAX;
@@ -226,8 +233,8 @@ fn probe(
         }
         let block = block as u32;
         let mut seen = 0;
-        if let Some(at) = pool.blocks.get(&seq) {
-            for &(slot, mask) in at.iter() {
+        if let Some(b) = seq.and_then(|seq| pool.blocks.get(&seq)) {
+            for &(slot, mask) in &b.at {
                 // A slot given out after the members were read has no column.
                 let Some(&i) = column_of.get(slot as usize) else { continue };
                 if i == NONE {
@@ -241,7 +248,7 @@ fn probe(
                 }
             }
         }
-        if speculative && let Some(at) = pool.announced.get(&seq) {
+        if speculative && let Some(at) = seq.and_then(|seq| pool.announced.get(&seq)) {
             for a in at.iter() {
                 let Some(&i) = column_of.get(a.slot as usize) else { continue };
                 if i == NONE {

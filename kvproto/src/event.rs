@@ -60,7 +60,7 @@ impl Tier {
     /// `CPU_PINNED`, `CPU_TIER1`, `DISK`, `EXTERNAL`; llm-d's file connector
     /// `SHARED_STORAGE`, `OBJECT_STORE`; LMCache and Mooncake `cpu`, `disk`.
     pub fn from_medium(medium: Option<&str>) -> Tier {
-        const NAMES: [(&str, Tier); 16] = [
+        const NAMES: [(&str, Tier); 17] = [
             ("gpu", Tier::Gpu),
             ("device", Tier::Gpu),
             ("hbm", Tier::Gpu),
@@ -69,6 +69,7 @@ impl Tier {
             ("cpu_pinned", Tier::Cpu),
             ("cpu_tier1", Tier::Cpu),
             ("dram", Tier::Cpu),
+            ("memory", Tier::Cpu),
             ("disk", Tier::Disk),
             ("storage", Tier::Disk),
             ("fs", Tier::Disk),

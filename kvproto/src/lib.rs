@@ -7,7 +7,7 @@
 //!
 //! Read [`event`] first: the closed [`Event`] enum is the waist of kvd. Then
 //! [`engine`] (one decoder per engine in front of it), [`frames`] and [`hash`].
-//! With the feature `rpc`, [`rpc`] holds kvd's own gRPC messages.
+//! With the feature `rpc`, module `rpc` holds kvd's own gRPC messages.
 
 pub mod engine;
 pub mod event;

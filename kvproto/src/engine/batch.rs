@@ -70,13 +70,13 @@ fn event<'p, D: Dialect>(i: u32, r: &mut Reader<'p>, batch: &mut Batch<'p>) -> R
             *r = inside;
             Ok(())
         }
-        (Err(Reason::Flawed { flaw: Flaw::Broken(broken), .. }), None) => Err(broken),
+        (Err(Reason::Flawed { flaw: Flaw::Broken(broken), .. }), None) => Err(broken.into()),
         // The length of a byte string tells where the next event begins, whatever is in it.
         (Err(reason), _) => {
             mark.restore(batch);
             reason.note(i, batch);
             *r = start;
-            r.skip()
+            Ok(r.skip()?)
         }
     }
 }
@@ -162,7 +162,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::testing::{bin, pack};
-    use super::super::{Engine, decode};
+    use super::super::{Broken, Engine, decode};
     use super::*;
     use crate::event::{EngineHash, Event};
 
@@ -241,7 +241,7 @@ mod tests {
         for len in 0..bytes.len() {
             let cut = decode(Engine::Vllm, &bytes[..len]);
             assert!(
-                matches!(cut, Err(BatchError::Truncated { .. } | BatchError::Overclaimed { .. })),
+                matches!(cut, Err(BatchError::Broken(Broken::Truncated { .. } | Broken::Overclaimed { .. }))),
                 "cut to {len}: {cut:?}"
             );
         }

@@ -25,6 +25,8 @@ mod testing;
 mod values;
 mod vllm;
 
+pub use msgpack::Broken;
+
 use crate::event::Batch;
 
 /// Whose events a payload holds.
@@ -41,30 +43,9 @@ pub enum Engine {
 /// A payload that is no batch of events, so that nothing of it can be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// The payload ends inside a value.
-    #[error("payload ends inside {what} that begins at byte {offset}")]
-    Truncated {
-        /// Where the value begins, in bytes.
-        offset: usize,
-        /// What ends too early.
-        what: &'static str,
-    },
-    /// An array or map claims more values than there are bytes left.
-    #[error("value at byte {offset} claims {claimed} values, {left} bytes are left")]
-    Overclaimed {
-        /// Where the value begins, in bytes.
-        offset: usize,
-        /// Values that should follow.
-        claimed: u64,
-        /// Bytes that do follow.
-        left: usize,
-    },
-    /// The one byte that begins no msgpack value.
-    #[error("byte {offset} begins no msgpack value")]
-    Reserved {
-        /// Where it is, in bytes.
-        offset: usize,
-    },
+    /// The bytes are no msgpack from here on.
+    #[error(transparent)]
+    Broken(#[from] Broken),
     /// The payload is longer than a batch can refer to.
     #[error("payload of {len} bytes is longer than 4 GiB")]
     TooLong {

@@ -9,7 +9,34 @@ use std::fmt;
 
 use rmp::Marker;
 
-use super::BatchError;
+/// Bytes that are no msgpack, so that nothing tells where the next value begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The payload ends inside a value.
+    #[error("payload ends inside {what} that begins at byte {offset}")]
+    Truncated {
+        /// Where the value begins, in bytes.
+        offset: usize,
+        /// What ends too early.
+        what: &'static str,
+    },
+    /// An array or map claims more values than there are bytes left.
+    #[error("value at byte {offset} claims {claimed} values, {left} bytes are left")]
+    Overclaimed {
+        /// Where the value begins, in bytes.
+        offset: usize,
+        /// Values that should follow.
+        claimed: u64,
+        /// Bytes that do follow.
+        left: usize,
+    },
+    /// The one byte that begins no msgpack value.
+    #[error("byte {offset} begins no msgpack value")]
+    Reserved {
+        /// Where it is, in bytes.
+        offset: usize,
+    },
+}
 
 /// A place in a payload.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +75,7 @@ impl<'p> Reader<'p> {
     }
 
     /// Reads a scalar whole, of a container only how many values follow.
-    pub fn head(&mut self) -> Result<Head<'p>, BatchError> {
+    pub fn head(&mut self) -> Result<Head<'p>, Broken> {
         let at = self.at;
         let [marker] = self.take::<1>(at, "a value")?;
         Ok(match Marker::from_u8(marker) {
@@ -110,12 +137,12 @@ impl<'p> Reader<'p> {
                 let len = u32::from_be_bytes(self.take(at, "an extension")?);
                 self.ext(at, len)?
             }
-            Marker::Reserved => return Err(BatchError::Reserved { offset: at }),
+            Marker::Reserved => return Err(Broken::Reserved { offset: at }),
         })
     }
 
     /// Steps over one value, however deep. Needs no stack: it counts the values still owed.
-    pub fn skip(&mut self) -> Result<(), BatchError> {
+    pub fn skip(&mut self) -> Result<(), Broken> {
         let mut owed: u64 = 1;
         while owed > 0 {
             let at = self.at;
@@ -133,14 +160,14 @@ impl<'p> Reader<'p> {
                 | Head::Ext => continue,
             }
             if owed > self.left() as u64 {
-                return Err(BatchError::Overclaimed { offset: at, claimed: owed, left: self.left() });
+                return Err(Broken::Overclaimed { offset: at, claimed: owed, left: self.left() });
             }
         }
         Ok(())
     }
 
     /// The next value if it is a string; steps over anything else.
-    pub fn key(&mut self) -> Result<Option<&'p [u8]>, BatchError> {
+    pub fn key(&mut self) -> Result<Option<&'p [u8]>, Broken> {
         let before = *self;
         match self.head()? {
             Head::Str(s) => Ok(Some(s)),
@@ -190,51 +217,51 @@ impl<'p> Reader<'p> {
         }
     }
 
-    fn take<const N: usize>(&mut self, from: usize, what: &'static str) -> Result<[u8; N], BatchError> {
+    fn take<const N: usize>(&mut self, from: usize, what: &'static str) -> Result<[u8; N], Broken> {
         match self.bytes[self.at..].first_chunk() {
             Some(chunk) => {
                 self.at += N;
                 Ok(*chunk)
             }
-            None => Err(BatchError::Truncated { offset: from, what }),
+            None => Err(Broken::Truncated { offset: from, what }),
         }
     }
 
-    fn string(&mut self, from: usize, len: u32) -> Result<&'p [u8], BatchError> {
+    fn string(&mut self, from: usize, len: u32) -> Result<&'p [u8], Broken> {
         match self.bytes[self.at..].get(..len as usize) {
             Some(s) => {
                 self.at += s.len();
                 Ok(s)
             }
-            None => Err(BatchError::Truncated { offset: from, what: STRING }),
+            None => Err(Broken::Truncated { offset: from, what: STRING }),
         }
     }
 
-    fn string8(&mut self, from: usize) -> Result<&'p [u8], BatchError> {
+    fn string8(&mut self, from: usize) -> Result<&'p [u8], Broken> {
         let len = u8::from_be_bytes(self.take(from, STRING)?);
         self.string(from, len.into())
     }
 
-    fn string16(&mut self, from: usize) -> Result<&'p [u8], BatchError> {
+    fn string16(&mut self, from: usize) -> Result<&'p [u8], Broken> {
         let len = u16::from_be_bytes(self.take(from, STRING)?);
         self.string(from, len.into())
     }
 
-    fn string32(&mut self, from: usize) -> Result<&'p [u8], BatchError> {
+    fn string32(&mut self, from: usize) -> Result<&'p [u8], Broken> {
         let len = u32::from_be_bytes(self.take(from, STRING)?);
         self.string(from, len)
     }
 
-    fn ext(&mut self, from: usize, len: u32) -> Result<Head<'p>, BatchError> {
+    fn ext(&mut self, from: usize, len: u32) -> Result<Head<'p>, Broken> {
         self.take::<1>(from, "an extension")?;
         self.string(from, len)?;
         Ok(Head::Ext)
     }
 
-    fn claim(&self, from: usize, len: u32, values: u64) -> Result<u32, BatchError> {
+    fn claim(&self, from: usize, len: u32, values: u64) -> Result<u32, Broken> {
         let claimed = u64::from(len) * values;
         if claimed > self.left() as u64 {
-            return Err(BatchError::Overclaimed { offset: from, claimed, left: self.left() });
+            return Err(Broken::Overclaimed { offset: from, claimed, left: self.left() });
         }
         Ok(len)
     }
@@ -307,7 +334,7 @@ mod tests {
             let mut r = Reader::new(&bytes);
             let skipped = r.skip();
             if marker == 0xc1 {
-                assert_eq!(skipped, Err(BatchError::Reserved { offset: 0 }));
+                assert_eq!(skipped, Err(Broken::Reserved { offset: 0 }));
                 continue;
             }
             assert_eq!(skipped, Ok(()), "{marker:#x}");
@@ -319,11 +346,11 @@ mod tests {
 
     #[test]
     fn a_container_that_claims_more_than_there_is_is_refused() {
-        let claim = BatchError::Overclaimed { offset: 0, claimed: u64::from(u32::MAX), left: 0 };
+        let claim = Broken::Overclaimed { offset: 0, claimed: u64::from(u32::MAX), left: 0 };
         assert_eq!(Reader::new(&[0xdd, 0xff, 0xff, 0xff, 0xff]).head(), Err(claim));
         assert!(Reader::new(&[0xdf, 0, 0, 0, 1, 0]).head().is_err());
         // Each array alone fits, together they do not.
-        assert!(matches!(Reader::new(&[0x92, 0x92, 0, 0]).skip(), Err(BatchError::Overclaimed { .. })));
+        assert!(matches!(Reader::new(&[0x92, 0x92, 0, 0]).skip(), Err(Broken::Overclaimed { .. })));
     }
 
     #[test]

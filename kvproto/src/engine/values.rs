@@ -5,8 +5,7 @@
 
 use std::ops::Range;
 
-use super::BatchError;
-use super::msgpack::{Head, Reader};
+use super::msgpack::{Broken, Head, Reader};
 use crate::event::{Batch, EngineHash, ExtraKey};
 
 /// Why an event cannot be read.
@@ -14,7 +13,7 @@ use crate::event::{Batch, EngineHash, ExtraKey};
 pub(super) enum Flaw<'p> {
     /// Not only the event: the bytes are no msgpack.
     #[error(transparent)]
-    Broken(#[from] BatchError),
+    Broken(#[from] Broken),
     #[error("{field}: expected {expected}, found {found}")]
     Unfit { field: &'static str, expected: &'static str, found: Head<'p> },
     #[error("{field}: {found} for {expected} hashes")]
