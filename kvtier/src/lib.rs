@@ -1,1 +1,35 @@
-//! x
+//! Which payloads does this node keep below the GPU, and where do they lie?
+//!
+//! So far in RAM: an [`Arena`] of slots of one size, each for one KV block.
+//!
+//! ```text
+//!            reserve           commit             free, last lease dropped
+//!   idle ───────────▶ Reserved ──────▶ held ─────────────────────────────▶ idle
+//!                     (written)        (leased, read, verified)
+//! ```
+//!
+//! A disk tier, a shared tier, and the policy that moves blocks between them are not in it.
+//! Neither is eviction: a full arena refuses, and whoever owns it decides what to free.
+//!
+//! ```
+//! use kvtier::{Arena, Key};
+//!
+//! let arena = Arena::new(4096, 8)?;
+//! let mut reserved = arena.reserve().expect("8 slots are idle");
+//! reserved.fill(7);
+//! let id = reserved.commit(Key(0xb10c));
+//!
+//! let lease = arena.lease(id).expect("just committed");
+//! arena.free(id);
+//! // Gone for others, but this lease still reads what it was given.
+//! assert!(arena.lease(id).is_none());
+//! lease.verify(Key(0xb10c))?;
+//! assert_eq!(lease[0], 7);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod arena;
+mod slot;
+
+pub use arena::{Arena, ArenaError, Stats};
+pub use slot::{Corrupt, Key, Lease, Reserved, SlotId};

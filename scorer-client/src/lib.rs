@@ -1,1 +1,57 @@
-//! x
+//! How much of a prompt does each candidate already hold? The client a scheduler asks kvd with.
+//!
+//! ```text
+//! Prompt ─▶ ScoreCall ─▶ ScorerClient::score ──gRPC──▶ kvd
+//!                             Scores or ScoreError ◀────┘
+//! ```
+//!
+//! Ask before routing, tell kvd afterwards where the request went ([`ScorerClient::record_routing`]),
+//! so that the next one counts on blocks that are not there yet but will be. Every call ends
+//! within its deadline (5 ms unless set otherwise): a scheduler that gets
+//! [`ScoreError::Deadline`] or [`ScoreError::Unavailable`] routes without kvd.
+//!
+//! ```no_run
+//! # async fn route() -> Result<(), Box<dyn std::error::Error>> {
+//! use scorer_client::{Prompt, RoutingCall, ScoreCall, ScoreError, ScorerClient};
+//!
+//! let kvd = ScorerClient::connect("http://127.0.0.1:50051").await?;
+//! let tokens: Vec<u32> = vec![1, 2, 3];
+//! let call = ScoreCall::new("llama-3", Prompt::tokens(&tokens)).candidates(["10.0.0.1:8000", "10.0.0.2:8000"]);
+//! match kvd.score(call).await {
+//!     Ok(scores) => {
+//!         if let Some(best) = scores.endpoints.iter().max_by_key(|e| e.cached_tokens) {
+//!             println!("{} has {} tokens cached", best.endpoint.instance, best.cached_tokens);
+//!             let routed = RoutingCall::new("request-1", "llama-3", Prompt::tokens(&tokens));
+//!             kvd.record_routing(routed.to([best.endpoint.clone()])).await?;
+//!         }
+//!     }
+//!     Err(ScoreError::Deadline { .. } | ScoreError::Unavailable { .. }) => { /* route without kvd */ }
+//!     Err(other) => return Err(other.into()),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Sending tokens is simplest. [`PromptHasher`] hashes on the client instead, which is an eighth
+//! of the bytes at blocks of 16 and shares the hashing between several questions about one prompt.
+//!
+//! Read [`ScorerClient`] first, then [`Prompt`] and [`Scores`].
+
+mod call;
+mod client;
+mod error;
+mod hasher;
+mod prompt;
+mod scores;
+mod stream;
+
+pub use call::{HashSpecCall, RoutingCall, ScoreCall};
+pub use client::{Builder, ScorerClient};
+pub use error::{ConnectError, ScoreError};
+pub use hasher::{HashSpec, HashVector, HasherError, PromptHasher};
+pub use prompt::Prompt;
+pub use scores::{Endpoint, EndpointScore, Freshness, PublisherState, Routed, Scores};
+pub use stream::{ScoreReceiver, ScoreSender, StreamAnswer};
+
+pub use kvproto::hash::canonical::MmItem;
+pub use kvproto::{EngineHash, SeqHash, Tier};

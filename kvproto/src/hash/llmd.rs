@@ -74,6 +74,11 @@ impl Llmd {
         Llmd { algo, init }
     }
 
+    /// The algorithm.
+    pub fn algo(&self) -> Algo {
+        self.algo
+    }
+
     /// The parent of first blocks. `model` is the LoRA adapter's name where the request has one.
     pub fn root(&self, model: &str) -> RequestKey {
         RequestKey(match self.algo {
