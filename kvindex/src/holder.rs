@@ -289,12 +289,18 @@ impl Holder {
         if s.tier == Tier::Gpu {
             self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
         } else if !s.tokens.is_empty() && !s.hashes.is_empty() {
-            let n = gcd(p.chunk_described, s.hashes.len() as u32);
-            self.profile_changed |= n != p.chunk_described;
-            p.chunk_described = n;
-            // An engine that describes its lower tiers may be seen there first.
-            if p.block_size == 0 && s.content == Content::Complete {
-                self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
+            match s.content {
+                // An offload connector's event is a chunk; an engine that names its blocks fully
+                // in every tier moves them one by one and may be seen there first.
+                Content::HashOnly => {
+                    let n = gcd(p.chunk_described, s.hashes.len() as u32);
+                    self.profile_changed |= n != p.chunk_described;
+                    p.chunk_described = n;
+                }
+                Content::Complete if p.block_size == 0 => {
+                    self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
+                }
+                Content::Complete | Content::Canonical => {}
             }
         }
         if p.form == MmForm::Placed && names_items_barely(s) {
@@ -410,6 +416,11 @@ impl Holder {
             (Named::Local(local), None) => Place::Orphan { seed: name.seed, local },
         };
         let Some(node) = self.nodes.get_mut(&h) else { return };
+        // What is known of its position (from a group that does not have the last word) is kept
+        // while the new name adds nothing to it.
+        if matches!((&place, &node.place), (Place::Orphan { .. }, Place::Known { .. })) {
+            return;
+        }
         let same_parent = node.parent == name.parent;
         node.parent = name.parent;
         node.llmd_key = name.llmd_key;
@@ -418,11 +429,6 @@ impl Holder {
         match place {
             Place::Known { seq, depth } => self.place(h, seq, depth, out),
             Place::Orphan { .. } => {
-                // What was known of its position (from a group that does not have the last word)
-                // is kept: the new name adds nothing to it yet.
-                if matches!(node.place, Place::Known { .. }) {
-                    return;
-                }
                 if let Some(parent) = name.parent
                     && !(same_parent && matches!(node.place, Place::Orphan { .. }))
                 {

@@ -8,10 +8,10 @@ use kvproto::{EngineHash, SeqHash, Tier};
 
 use crate::hit::Hit;
 use crate::profile::Mask;
-use crate::score::in_tier;
+use crate::score::{best_tier, in_tier};
 use crate::types::*;
 use crate::walk::{Column, walk};
-use crate::{Index, prompt_tokens};
+use crate::{Index, in_blocks, prompt_tokens};
 
 impl Index {
     /// Rows of one holder in ascending (block, tier) order after `after`, at most `limit`.
@@ -26,6 +26,7 @@ impl Index {
     /// Tokens are cut into blocks of `query.block_size`, or the smallest block size among the
     /// candidates; holders of other block sizes are left out.
     pub fn locate(&self, query: &Query<'_>) -> Vec<Placement> {
+        let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return Vec::new() };
         let mut found = walk(&pool, query);
         let smallest = found.columns.iter().map(|c| c.block_size).filter(|&b| b > 0).min();
@@ -48,6 +49,7 @@ impl Index {
 
     /// How a holder came by its score. `None` where it is not a candidate of the query.
     pub fn explain(&self, query: &Query<'_>, holder: HolderId) -> Option<Explanation> {
+        let query = &in_blocks(query);
         let pool = self.pool(query.tenant, query.model)?;
         let found = walk(&pool, query);
         let c = found.columns.iter().find(|c| c.member.id == holder)?;
@@ -127,8 +129,9 @@ fn steps(query: &Query<'_>, c: &Column) -> Vec<String> {
         return out;
     }
     out.push(format!("blocks of {} tokens, as this engine announces them", c.block_size));
-    let held = c.runs.contiguous(0, u32::MAX, |m| !m.is_empty());
-    out.push(format!("{held} blocks from the root are held without a gap in some tier or group"));
+    let device = c.profile.device_mask();
+    let held = c.runs.contiguous(0, u32::MAX, |m| best_tier(m, device).is_some());
+    out.push(format!("{held} blocks from the root are held without a gap, in any tier"));
     let hit = Hit {
         runs: &c.runs,
         profile: &c.profile,

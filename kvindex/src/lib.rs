@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Read `types` for what goes in and out, then `holder`, `walk`, `hit`. [`reference`] is the
-//! same in the slowest and most obvious way; every answer here must equal its answer.
+//! same in the slowest and most obvious way; every answer here must equal its answer, except
+//! where one engine has two hashes for what its events describe alike (two adapters of one
+//! name): nothing outside the engine can tell those apart.
 //!
 //! ```
 //! use kvindex::{HolderSpec, Index, IndexConfig, Prompt, Query};
@@ -100,6 +102,11 @@ impl Index {
         }
     }
 
+    /// What the index was made with.
+    pub fn config(&self) -> &IndexConfig {
+        &self.config
+    }
+
     /// Adds a holder that holds nothing yet.
     pub fn attach(&self, spec: HolderSpec) -> HolderId {
         let id = HolderId(self.next_id.fetch_add(1, Ordering::Relaxed));
@@ -167,6 +174,7 @@ impl Index {
 
     /// How much of a prompt each candidate holds.
     pub fn query(&self, query: &Query<'_>) -> Answer {
+        let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else {
             return Answer { unknown_model: true, ..Answer::default() };
         };
@@ -196,6 +204,7 @@ impl Index {
     /// pairs noted; 0 where that would exceed the limit, or for a prompt given by engine hashes,
     /// which do not tell the canonical blocks.
     pub fn announce(&self, request: &str, query: &Query<'_>, holders: &[HolderId], expires: u64) -> usize {
+        let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return 0 };
         let of_keys = |keys: &[RequestKey]| keys.iter().map_while(|k| pool.llmd_keys.get(k).map(|s| *s)).collect();
         let mut blocks: Vec<(HolderId, u32, Vec<SeqHash>)> = Vec::new();
@@ -231,6 +240,11 @@ impl Index {
     fn pool(&self, tenant: &str, model: &str) -> Option<Arc<Pool>> {
         self.directory.read().pools.get(tenant)?.get(model).cloned()
     }
+}
+
+/// The query with "blocks of no tokens" read as the engine's own.
+fn in_blocks<'a>(query: &Query<'a>) -> Query<'a> {
+    Query { block_size: query.block_size.filter(|&b| b > 0), ..*query }
 }
 
 /// Tokens of the prompt asked about. A prompt given by hashes is taken to go on after them.

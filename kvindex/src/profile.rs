@@ -81,7 +81,8 @@ pub(crate) struct Profile {
     pub block_size: u32,
     /// Whether `block_size` comes from a full-attention group, which has the last word.
     block_size_is_full: bool,
-    /// Every block size seen, the first one first.
+    /// Every block size seen, the first one first: those of full-attention groups where there
+    /// are any, because a window group's larger blocks are not what the chain is made of.
     pub sizes: SmallVec<[u32; 2]>,
     /// By group index; `None` where no store has named it yet.
     pub groups: SmallVec<[Option<Group>; 2]>,
@@ -111,11 +112,15 @@ impl Profile {
         let mut changed = known != now;
         self.groups[g] = now;
         if block_size > 0 {
-            if !self.sizes.contains(&block_size) && self.sizes.len() < 16 {
+            let full = spec.kind == GroupKind::Full;
+            if full && !self.block_size_is_full {
+                self.sizes.clear();
+            }
+            let counts = full || !self.block_size_is_full;
+            if counts && !self.sizes.contains(&block_size) && self.sizes.len() < 16 {
                 self.sizes.push(block_size);
                 changed = true;
             }
-            let full = spec.kind == GroupKind::Full;
             if self.block_size == 0 || (full && !self.block_size_is_full) {
                 self.block_size = block_size;
                 self.block_size_is_full = full;

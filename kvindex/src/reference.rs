@@ -51,6 +51,7 @@ pub struct Reference {
     groups: BTreeMap<u32, (GroupKind, Option<u32>, u32)>,
     block_size: Option<u32>,
     sizes: Vec<u32>,
+    sized_by_full: bool,
     chunk_described: u32,
     chunk_by_depth: u32,
 }
@@ -66,6 +67,7 @@ impl Reference {
             groups: BTreeMap::new(),
             block_size: None,
             sizes: Vec::new(),
+            sized_by_full: false,
             chunk_described: 0,
             chunk_by_depth: 0,
         }
@@ -102,7 +104,7 @@ impl Reference {
             *self.copies.entry((s.tier, s.group, h)).or_default() += 1;
         }
         let described = !s.tokens.is_empty() && !s.hashes.is_empty();
-        if s.tier != Tier::Gpu && described {
+        if s.tier != Tier::Gpu && described && s.content == Content::HashOnly {
             self.chunk_described = crate::profile::gcd(self.chunk_described, s.hashes.len() as u32);
         }
         let first_seen_below = described && self.block_size.is_none() && s.content == Content::Complete;
@@ -116,8 +118,15 @@ impl Reference {
             let size = known.map(|k| k.2).filter(|&n| n > 0).unwrap_or(s.block_size);
             self.groups.insert(s.group, (kind, window, size));
             if s.block_size > 0 {
-                self.block_size = self.block_size.or(Some(s.block_size));
-                if !self.sizes.contains(&s.block_size) {
+                // A full-attention group has the last word on what the chain's blocks are.
+                let full = kind == GroupKind::Full;
+                if full && !self.sized_by_full {
+                    self.sized_by_full = true;
+                    self.sizes.clear();
+                    self.block_size = None;
+                }
+                if full || !self.sized_by_full {
+                    self.block_size = self.block_size.or(Some(s.block_size));
                     self.sizes.push(s.block_size);
                 }
             }
@@ -206,6 +215,7 @@ impl Reference {
 
     /// What this engine has of the query's prompt, which must be tokens.
     pub fn expect(&self, query: &Query<'_>) -> Expected {
+        let query = &Query { block_size: query.block_size.filter(|&b| b > 0), ..*query };
         let own = match (self.block_size, query.block_size) {
             (_, Some(asked)) if self.sizes.contains(&asked) => asked,
             (Some(own), _) => own,

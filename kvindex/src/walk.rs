@@ -5,10 +5,12 @@ use std::sync::Arc;
 use kvproto::hash::canonical::{MmForm, MmItem, Namespace, PromptExtras, Seed, prompt_hashes};
 use kvproto::hash::vllm;
 use kvproto::{EngineHash, SeqHash};
+use rustc_hash::FxHashSet;
 
 use crate::pool::{Member, Pool};
-use crate::profile::Profile;
+use crate::profile::{Mask, Profile};
 use crate::runs::Runs;
+use crate::score::best_tier;
 use crate::types::{HolderId, HolderSpec, Prompt, Query};
 
 /// One candidate and what it has of the prompt.
@@ -20,6 +22,8 @@ pub(crate) struct Column {
     pub block_size: u32,
     pub runs: Runs,
     pub announced: Runs,
+    /// Whether it was looked up by the engine's own hashes instead of in the shared map.
+    by_engine_hash: bool,
     /// The block after the last one seen, and whether later ones can still matter.
     end: u32,
     open: bool,
@@ -47,9 +51,11 @@ struct Variant {
 /// Finds what the query's candidates in `pool` have of its prompt.
 pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
     let mut out = Walk::default();
+    let wanted: FxHashSet<&str> = query.instances.iter().copied().collect();
     let members = pool.members.read();
     for member in members.iter().flatten() {
-        if !is_candidate(member, query) {
+        let asked = wanted.is_empty() || wanted.contains(member.spec.instance.as_str());
+        if !asked || query.salt.is_some_and(|s| s != member.spec.salt) {
             continue;
         }
         let profile = member.profile.read().clone();
@@ -70,6 +76,13 @@ pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
     match query.prompt {
         Prompt::Tokens { tokens, lora, cache_salt, items } => {
             let shared = by_engine_hash(&mut out.columns, tokens, lora, cache_salt, items, query.max_blocks);
+            if query.speculative && shared.len() < out.columns.len() {
+                for c in out.columns.iter_mut().filter(|c| c.by_engine_hash && c.block_size > 0) {
+                    let seed = Namespace { salt: &c.member.spec.salt, model: query.model, lora }.seed();
+                    let extras = PromptExtras { cache_salt, items, form: c.profile.form };
+                    c.look_up_announced(pool, prompt_hashes(seed, tokens, c.block_size, extras));
+                }
+            }
             for v in variants(&out.columns, &shared, query.model, lora) {
                 let extras = PromptExtras { cache_salt, items, form: v.form };
                 let hashes = prompt_hashes(v.seed, tokens, v.block_size, extras);
@@ -98,12 +111,6 @@ pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
     out
 }
 
-/// Whether the query asks about this holder.
-fn is_candidate(member: &Member, query: &Query<'_>) -> bool {
-    (query.instances.is_empty() || query.instances.contains(&member.spec.instance.as_str()))
-        && query.salt.is_none_or(|s| s == member.spec.salt)
-}
-
 impl Column {
     fn new(member: Arc<Member>, profile: Arc<Profile>, query: &Query<'_>) -> Column {
         let block_size = profile.block_size_for(query.block_size);
@@ -117,6 +124,7 @@ impl Column {
             block_size,
             runs: Runs::default(),
             announced: Runs::default(),
+            by_engine_hash: false,
             end: 0,
             open: block_size > 0,
             patience,
@@ -134,11 +142,22 @@ impl Column {
         }
     }
 
+    /// Looks up which of the prompt's blocks routing announced for this holder.
+    fn look_up_announced(&mut self, pool: &Pool, hashes: impl Iterator<Item = SeqHash>) {
+        for (i, seq) in hashes.enumerate() {
+            let announced = pool.announced.get(&seq);
+            if announced.is_some_and(|at| at.iter().any(|a| a.holder == self.member.id)) {
+                self.announced.push(i as u32, Mask(1));
+            }
+        }
+    }
+
     /// Contiguous blocks from the root that are held or announced.
     pub fn held_or_announced(&self) -> u32 {
+        let device = self.profile.device_mask();
         let mut end = 0;
         loop {
-            let next = self.runs.contiguous(end, u32::MAX, |m| !m.is_empty());
+            let next = self.runs.contiguous(end, u32::MAX, |m| best_tier(m, device).is_some());
             let next = self.announced.contiguous(next, u32::MAX, |_| true);
             if next == end {
                 return end;
@@ -177,6 +196,7 @@ fn by_engine_hash(
         if vllm::prompt_hashes(hashing.algo, seed, tokens, c.block_size, cache_salt, &mut hashes).is_ok() {
             hashes.truncate(max_blocks.map_or(usize::MAX, |n| n as usize));
             c.look_up(&hashes);
+            c.by_engine_hash = true;
         } else {
             rest.push(i);
         }
@@ -256,7 +276,7 @@ fn probe(
                 }
                 let c = &mut columns[i as usize];
                 if c.open && c.member.id == a.holder {
-                    c.announced.push(block, crate::profile::Mask(1));
+                    c.announced.push(block, Mask(1));
                     seen += usize::from(c.end != block + 1);
                     c.end = block + 1;
                 }
