@@ -3,13 +3,17 @@
 //! Flags win over the environment, the environment over the file, the file over the
 //! defaults. What is typed here is checked in [`crate::config`].
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
 /// The command line of `kvd`.
 #[derive(Debug, Parser)]
-#[command(name = "kvd", version, about = "Which pod holds which prefix: the KV-cache index of an LLM-serving cluster")]
+#[command(
+    name = "kvd",
+    version,
+    about = "Which pod holds which prefix: the KV-cache index of an LLM-serving cluster"
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -25,21 +29,22 @@ pub enum Command {
     CheckConfig(Args),
 }
 
-/// Settings as they were typed. What is left out is taken from the file.
+/// Settings as they were typed. What is left out, or empty in the environment, is taken from the
+/// file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
     /// TOML file with every other setting; deploy/kvd.example.toml documents them.
     #[arg(long, env = "KVD_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub config: Option<OsString>,
     /// Where to answer gRPC, host:port; port 0 takes a free one.
     #[arg(long, env = "KVD_GRPC_LISTEN", value_name = "ADDR")]
     pub grpc_listen: Option<String>,
     /// Where to answer HTTP, host:port; port 0 takes a free one.
     #[arg(long, env = "KVD_HTTP_LISTEN", value_name = "ADDR")]
     pub http_listen: Option<String>,
-    /// Keeps registrations here, so that they survive a restart.
+    /// Keeps registrations here, so that they survive a restart; empty = in memory only.
     #[arg(long, env = "KVD_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub data_dir: Option<OsString>,
     /// Listens here for engines that dial in, tcp://*:port; may be given several times.
     #[arg(long, env = "KVD_LISTEN", value_name = "ENDPOINT", value_delimiter = ',')]
     pub listen: Vec<String>,

@@ -6,9 +6,11 @@
 //!
 //! Read [`publisher`] (who is followed), then [`ingest`], then [`serve`].
 
+pub mod args;
 pub mod config;
 pub mod ctl;
 pub mod ingest;
 pub mod metrics;
 pub mod publisher;
+pub mod registration;
 pub mod serve;

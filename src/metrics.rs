@@ -1,1 +1,365 @@
-//! Being written.
+//! What does kvd export, under which names, in which units?
+//!
+//! [`METRICS`] is the one list. Libraries count in plain structs; here the counts get their
+//! names, in Prometheus' text format.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use kvproto::Tier;
+
+use crate::publisher::{PublisherState, PublisherStatus};
+use crate::serve::{Histogram, Service};
+
+/// The `Content-Type` of what [`render`] returns.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What may be done with a metric's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; look at its rate.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Durations in buckets.
+    Histogram,
+}
+
+/// A metric that kvd exports.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Its name, with the unit.
+    pub name: &'static str,
+    /// What may be done with it.
+    pub kind: Kind,
+    /// What it counts.
+    pub help: &'static str,
+    source: Source,
+}
+
+/// Where a metric's values come from.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// One value.
+    One(fn(&Snapshot<'_>) -> f64),
+    /// The query histogram.
+    QuerySeconds,
+    /// One value per publisher state.
+    ByState,
+    /// One value per tier, over all publishers.
+    BlocksByTier,
+    /// One value per publisher.
+    ByPublisher(fn(&Publisher<'_>) -> f64),
+    /// What this is and of which version.
+    Build,
+}
+
+/// Everything that is exported, as it is at one moment.
+struct Snapshot<'s> {
+    service: &'s Service,
+    totals: crate::ingest::Totals,
+    index: kvindex::IndexStats,
+    publishers: Vec<Publisher<'s>>,
+}
+
+/// One publisher at that moment.
+struct Publisher<'s> {
+    status: PublisherStatus,
+    held: kvindex::HolderStats,
+    now: &'s Instant,
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&Snapshot<'_>) -> f64) -> Metric {
+    Metric { name, kind: Kind::Counter, help, source: Source::One(value) }
+}
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&Snapshot<'_>) -> f64) -> Metric {
+    Metric { name, kind: Kind::Gauge, help, source: Source::One(value) }
+}
+
+const fn by_publisher(
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    value: fn(&Publisher<'_>) -> f64,
+) -> Metric {
+    Metric { name, kind, help, source: Source::ByPublisher(value) }
+}
+
+fn load(counter: &AtomicU64) -> f64 {
+    counter.load(Ordering::Relaxed) as f64
+}
+
+/// Every metric there is. `_by_publisher` ones carry the labels tenant, model, instance, dp_rank.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        name: "kvd_build_info",
+        kind: Kind::Gauge,
+        help: "Always 1; the label says which version runs.",
+        source: Source::Build,
+    },
+    gauge("kvd_uptime_seconds", "Since the start.", |s| s.service.started.elapsed().as_secs_f64()),
+    gauge("kvd_ready", "1 when schedulers should ask here.", |s| f64::from(u8::from(s.service.is_ready()))),
+    gauge("kvd_resident_memory_bytes", "Memory of the process that is in RAM.", |_| resident_bytes()),
+    Metric {
+        name: "kvd_query_seconds",
+        kind: Kind::Histogram,
+        help: "From a checked question to its answer, transport excluded.",
+        source: Source::QuerySeconds,
+    },
+    counter("kvd_queries_total", "Questions answered, over gRPC and HTTP.", |s| {
+        load(&s.service.counters.queries)
+    }),
+    counter("kvd_query_errors_total", "Questions refused.", |s| load(&s.service.counters.query_errors)),
+    counter("kvd_query_unknown_model_total", "Questions about a model that nobody is registered for.", |s| {
+        load(&s.service.counters.unknown_model)
+    }),
+    counter("kvd_query_tokens_total", "Tokens of all prompts asked about.", |s| {
+        load(&s.service.counters.query_tokens)
+    }),
+    counter("kvd_routings_total", "Routings announced.", |s| load(&s.service.counters.routings)),
+    counter("kvd_routings_expired_total", "Announced routings ended by their time to live.", |s| {
+        load(&s.service.counters.routings_expired)
+    }),
+    gauge("kvd_index_holders", "Engines (instance and rank) in the index.", |s| s.index.holders as f64),
+    gauge("kvd_index_blocks", "Distinct prefix blocks.", |s| s.index.blocks as f64),
+    gauge("kvd_index_entries", "(Block, holder) pairs.", |s| s.index.entries as f64),
+    gauge("kvd_index_speculative_entries", "(Block, holder) pairs that routing announced.", |s| {
+        s.index.speculative as f64
+    }),
+    Metric {
+        name: "kvd_tier_blocks",
+        kind: Kind::Gauge,
+        help: "Distinct blocks per engine, summed over engines, by tier.",
+        source: Source::BlocksByTier,
+    },
+    Metric {
+        name: "kvd_publishers",
+        kind: Kind::Gauge,
+        help: "Publishers registered, by state.",
+        source: Source::ByState,
+    },
+    counter("kvd_messages_total", "Messages received from publishers.", |s| s.totals.messages as f64),
+    counter("kvd_messages_dropped_total", "Messages dropped because a queue was full.", |s| {
+        s.totals.dropped as f64
+    }),
+    counter("kvd_messages_malformed_total", "Messages that were no batch.", |s| s.totals.malformed as f64),
+    counter("kvd_messages_ignored_total", "Messages without effect: repeated, or another's topic.", |s| {
+        s.totals.ignored as f64
+    }),
+    counter(
+        "kvd_messages_unclaimed_total",
+        "Messages on a shared socket whose topic names no publisher.",
+        |s| s.totals.unclaimed as f64,
+    ),
+    gauge("kvd_messages_queued", "Messages waiting to be applied.", |s| s.totals.queued as f64),
+    counter("kvd_batches_total", "Batches applied.", |s| s.totals.batches as f64),
+    counter("kvd_events_total", "Events applied.", |s| s.totals.events as f64),
+    counter("kvd_events_skipped_total", "Events left out: unknown or malformed.", |s| {
+        s.totals.events_skipped as f64
+    }),
+    counter("kvd_gaps_total", "Losses noticed in a publisher's stream.", |s| s.totals.gaps as f64),
+    counter("kvd_losses_total", "Losses that could not be repaired.", |s| s.totals.losses as f64),
+    counter("kvd_replays_total", "Replays asked for.", |s| s.totals.replays as f64),
+    counter("kvd_restarts_total", "Engine restarts noticed.", |s| s.totals.restarts as f64),
+    by_publisher("kvd_publisher_blocks", Kind::Gauge, "Distinct blocks held.", |p| p.held.blocks as f64),
+    by_publisher("kvd_publisher_queued_messages", Kind::Gauge, "Messages waiting to be applied.", |p| {
+        p.status.queued as f64
+    }),
+    by_publisher(
+        "kvd_publisher_staleness_seconds",
+        Kind::Gauge,
+        "How long the oldest message not yet applied has been waiting; 0 = none is.",
+        |p| p.since(p.status.freshness.oldest_queued),
+    ),
+    by_publisher(
+        "kvd_publisher_silent_seconds",
+        Kind::Gauge,
+        "Since the last message; idle engines are silent. 0 before the first.",
+        |p| p.since(p.status.freshness.last_message),
+    ),
+    by_publisher(
+        "kvd_publisher_dropped_total",
+        Kind::Counter,
+        "Messages dropped, the queue was full.",
+        |p| p.status.dropped as f64,
+    ),
+    by_publisher("kvd_publisher_gaps_total", Kind::Counter, "Losses noticed.", |p| p.status.gaps as f64),
+    by_publisher(
+        "kvd_publisher_blocks_refused_total",
+        Kind::Counter,
+        "Blocks refused, over the limit.",
+        |p| p.held.refused as f64,
+    ),
+];
+
+/// Every metric as it is now, in Prometheus' text format.
+pub fn render(service: &Service) -> String {
+    let now = Instant::now();
+    let publishers = service.publishers.list().into_iter().map(|status| Publisher {
+        held: service.index.holder_stats(status.holder).unwrap_or_default(),
+        status,
+        now: &now,
+    });
+    let snapshot = Snapshot {
+        service,
+        totals: service.publishers.totals(),
+        index: service.index.stats(),
+        publishers: publishers.collect(),
+    };
+    let mut out = String::with_capacity(8 << 10);
+    for metric in METRICS {
+        snapshot.write(metric, &mut out).expect("writing to a String does not fail");
+    }
+    out
+}
+
+impl Snapshot<'_> {
+    fn write(&self, metric: &Metric, out: &mut String) -> std::fmt::Result {
+        let Metric { name, kind, help, source } = metric;
+        writeln!(out, "# HELP {name} {help}\n# TYPE {name} {}", kind.name())?;
+        match source {
+            Source::One(value) => writeln!(out, "{name} {}", value(self)),
+            Source::QuerySeconds => {
+                let c = self.service.counters.query_seconds.counts();
+                for (bound, n) in Histogram::BOUNDS.iter().zip(c.cumulative) {
+                    writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {n}")?;
+                }
+                writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {}", c.count)?;
+                writeln!(out, "{name}_sum {}\n{name}_count {}", c.sum_seconds, c.count)
+            }
+            Source::ByState => {
+                for (state, label) in STATES {
+                    let is = |p: &&Publisher<'_>| p.status.freshness.state == state;
+                    writeln!(
+                        out,
+                        "{name}{{state=\"{label}\"}} {}",
+                        self.publishers.iter().filter(is).count()
+                    )?;
+                }
+                Ok(())
+            }
+            Source::BlocksByTier => {
+                for tier in Tier::ALL {
+                    let blocks: u64 = self.publishers.iter().map(|p| p.held.by_tier[tier as usize]).sum();
+                    writeln!(out, "{name}{{tier=\"{}\"}} {blocks}", tier.name())?;
+                }
+                Ok(())
+            }
+            Source::ByPublisher(value) => {
+                for p in &self.publishers {
+                    let spec = &p.status.spec;
+                    write!(out, "{name}{{tenant=\"")?;
+                    escape(&spec.tenant_id, out);
+                    out.push_str("\",model=\"");
+                    escape(&spec.model, out);
+                    out.push_str("\",instance=\"");
+                    escape(&spec.instance_id, out);
+                    writeln!(out, "\",dp_rank=\"{}\"}} {}", spec.dp_rank, value(p))?;
+                }
+                Ok(())
+            }
+            Source::Build => writeln!(out, "{name}{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+        }
+    }
+}
+
+impl Publisher<'_> {
+    fn since(&self, at: Option<Instant>) -> f64 {
+        at.map_or(0.0, |at| self.now.saturating_duration_since(at).as_secs_f64())
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// Every state and its label.
+const STATES: [(PublisherState, &str); 4] = [
+    (PublisherState::Connecting, "connecting"),
+    (PublisherState::Replaying, "replaying"),
+    (PublisherState::Live, "live"),
+    (PublisherState::Partial, "partial"),
+];
+
+/// A label's value: names come from outside and may contain anything.
+fn escape(value: &str, out: &mut String) {
+    for c in value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+}
+
+/// 0 where the system does not say.
+fn resident_bytes() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib =
+        status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0.0, |kib: f64| kib * 1024.0)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use super::*;
+
+    /// Every sample by its name and labels. Fails where a line is not as the format wants it.
+    pub(crate) fn parse(text: &str) -> HashMap<String, f64> {
+        let mut samples = HashMap::new();
+        let mut described = "";
+        let mut kind = "";
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                described = rest.split_once(' ').expect("a help text").0;
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, is) = rest.split_once(' ').expect("a type");
+                assert_eq!(name, described, "HELP and TYPE come together");
+                kind = is;
+            } else {
+                let (name_and_labels, value) = line.rsplit_once(' ').expect("a value");
+                let name = name_and_labels.split('{').next().unwrap();
+                let base = match kind {
+                    "histogram" => {
+                        ["_bucket", "_sum", "_count"].iter().find_map(|s| name.strip_suffix(s)).unwrap()
+                    }
+                    _ => name,
+                };
+                assert_eq!(base, described, "samples follow their description");
+                assert_eq!(name_and_labels.contains('{'), name_and_labels.ends_with('}'), "{line}");
+                let value = value.parse().expect("a number");
+                assert!(samples.insert(name_and_labels.to_owned(), value).is_none(), "{line} is there twice");
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn names_are_unique_and_say_their_unit() {
+        let names: HashSet<_> = METRICS.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), METRICS.len());
+        for m in METRICS {
+            assert!(m.name.starts_with("kvd_") && !m.help.is_empty(), "{}", m.name);
+            assert_eq!(m.kind == Kind::Counter, m.name.ends_with("_total"), "{}", m.name);
+            assert!(m.kind != Kind::Histogram || m.name.ends_with("_seconds"), "{}", m.name);
+        }
+    }
+
+    #[test]
+    fn a_label_cannot_break_out_of_its_quotes() {
+        let mut out = String::new();
+        escape("a\"b\\c\nd", &mut out);
+        assert_eq!(out, r#"a\"b\\c\nd"#);
+    }
+}

@@ -53,7 +53,10 @@ impl Hit<'_> {
     fn device(&self, step: &mut impl FnMut(std::fmt::Arguments<'_>)) -> u64 {
         let attentions = self.attentions();
         let mut length = self.prompt_tokens - 1;
-        step(format_args!("the last of {} prompt tokens is always computed: {length} left", self.prompt_tokens));
+        step(format_args!(
+            "the last of {} prompt tokens is always computed: {length} left",
+            self.prompt_tokens
+        ));
         loop {
             let mut now = length;
             for a in &attentions {

@@ -88,7 +88,10 @@ struct Name {
 enum Named {
     Local(LocalHash),
     /// The hash stands for itself.
-    Canonical { seq: SeqHash, depth: Option<u32> },
+    Canonical {
+        seq: SeqHash,
+        depth: Option<u32>,
+    },
 }
 
 /// Carries changes out: from now on this holder has `seq`, which llm-d calls `key`, in `mask`;
@@ -166,7 +169,8 @@ impl Holder {
                         Place::Known { depth, .. } if depth != UNKNOWN_DEPTH => Some(depth),
                         Place::Known { .. } | Place::Orphan { .. } | Place::Nameless => None,
                     };
-                    let block_size = if node.block_size > 0 { node.block_size } else { self.profile.block_size };
+                    let block_size =
+                        if node.block_size > 0 { node.block_size } else { self.profile.block_size };
                     rows.push(DumpRow { holder: id, tier, block, depth, parent: node.parent, block_size });
                 }
             }
@@ -466,7 +470,8 @@ impl Holder {
                 self.learn_chunk(h);
             }
             for child in self.waiting.remove(&h).unwrap_or_default() {
-                if let Some(Node { place: Place::Orphan { seed, local }, parent, .. }) = self.nodes.get(&child)
+                if let Some(Node { place: Place::Orphan { seed, local }, parent, .. }) =
+                    self.nodes.get(&child)
                     && *parent == Some(h)
                 {
                     todo.push((child, seed.chain(Some(seq), *local), depth.saturating_add(1)));

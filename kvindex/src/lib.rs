@@ -6,7 +6,7 @@
 //! Query ─▶ walk.rs (prompt → runs per candidate) ◀───────────┘ ─▶ score.rs, hit.rs ─▶ Answer
 //! ```
 //!
-//! Read `types` for what goes in and out, then `holder`, `walk`, `hit`. [`reference`] is the
+//! Read `types` for what goes in and out, then `holder`, `walk`, `hit`. [`mod@reference`] is the
 //! same in the slowest and most obvious way; every answer here must equal its answer, except
 //! where one engine has two hashes for what its events describe alike (two adapters of one
 //! name): nothing outside the engine can tell those apart.
@@ -206,7 +206,8 @@ impl Index {
     pub fn announce(&self, request: &str, query: &Query<'_>, holders: &[HolderId], expires: u64) -> usize {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return 0 };
-        let of_keys = |keys: &[RequestKey]| keys.iter().map_while(|k| pool.llmd_keys.get(k).map(|s| *s)).collect();
+        let of_keys =
+            |keys: &[RequestKey]| keys.iter().map_while(|k| pool.llmd_keys.get(k).map(|s| *s)).collect();
         let mut blocks: Vec<(HolderId, u32, Vec<SeqHash>)> = Vec::new();
         for &id in holders {
             let Some((of, member)) = self.member(id) else { continue };

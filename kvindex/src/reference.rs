@@ -223,7 +223,7 @@ impl Reference {
         };
         let hashes = if own == 0 { Vec::new() } else { self.chain(&query.prompt, own as usize) };
         let asked = query.block_size.unwrap_or(own);
-        let whole = |blocks: usize| if asked == 0 { 0 } else { blocks as u32 * own / asked };
+        let whole = |blocks: usize| (blocks as u32 * own).checked_div(asked).unwrap_or(0);
         let run = |ok: &dyn Fn(EngineHash) -> bool| hashes.iter().take_while(|h| ok(**h)).count();
 
         let full: Vec<u32> = match self.groups.iter().filter(|(_, g)| g.0 == GroupKind::Full).count() {
@@ -264,7 +264,11 @@ impl Reference {
             cumulative,
             below_ram: whole(run(&|h| within(h, Tier::Disk) || within(h, Tier::Shared))),
             weighted,
-            cached_tokens: if own == 0 { 0 } else { self.engine_tokens(&hashes, prompt_tokens, u64::from(own)) },
+            cached_tokens: if own == 0 {
+                0
+            } else {
+                self.engine_tokens(&hashes, prompt_tokens, u64::from(own))
+            },
         }
     }
 

@@ -64,11 +64,11 @@ impl Run {
     fn load(json: &Path) -> Option<Run> {
         let doc: Value = serde_json::from_slice(&std::fs::read(json).expect("read")).expect("valid JSON");
         let files = doc.get("streams")?.as_array()?;
-        let streams =
-            files.iter().map(|f| messages(&captures().join(f.as_str().expect("a name")))).collect();
-        let topics = doc.get("kv_events_configs").and_then(Value::as_array).map(|cs| {
-            cs.iter().map(|c| c["topic"].as_str().expect("a topic").as_bytes().to_vec()).collect()
-        });
+        let streams = files.iter().map(|f| messages(&captures().join(f.as_str().expect("a name")))).collect();
+        let topics = doc
+            .get("kv_events_configs")
+            .and_then(Value::as_array)
+            .map(|cs| cs.iter().map(|c| c["topic"].as_str().expect("a topic").as_bytes().to_vec()).collect());
         Some(Run { doc, streams, topics })
     }
 
@@ -153,7 +153,9 @@ impl Run {
                 None => Some("rank not known"),
                 Some(_) if step["concurrent"].as_bool() == Some(true) => Some("concurrent"),
                 Some(_) if step["together"].as_u64().unwrap_or(1) > 1 => Some("concurrent"),
-                Some(_) if step.get("prompt_logprobs").is_some_and(|v| !v.is_null()) => Some("prompt_logprobs"),
+                Some(_) if step.get("prompt_logprobs").is_some_and(|v| !v.is_null()) => {
+                    Some("prompt_logprobs")
+                }
                 Some(e) => match waiting.get(&e) {
                     Some(&(why, at)) if self.cut(step, e).unwrap_or(0) <= at => Some(why),
                     _ if lora.is_some_and(|n| paths.get(n).is_some_and(|p| p.len() > 1)) => {

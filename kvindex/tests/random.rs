@@ -126,7 +126,9 @@ impl Engine {
                 b.stored(StoredFields { group: 1, spec: Some(full), ..fields }, &hashes, body, &extras);
                 self.stored.extend(hashes.iter().map(|h| (*h, Tier::Gpu, 1)));
                 let spec = match rng.below(2) {
-                    _ if self.hash_seed.is_multiple_of(2) => GroupSpec { kind: GroupKind::Mamba, window: None },
+                    _ if self.hash_seed.is_multiple_of(2) => {
+                        GroupSpec { kind: GroupKind::Mamba, window: None }
+                    }
                     _ => GroupSpec { kind: GroupKind::SlidingWindow, window: Some(2 * self.block + 1) },
                 };
                 let keep = rng.below(hashes.len() as u64 + 1) as usize;
@@ -146,7 +148,8 @@ impl Engine {
             }
             // Bare hashes of an offload tier, the last of each chunk of two.
             (3, 0..=1) => {
-                let fields = StoredFields { tier: Tier::Cpu, content: Content::HashOnly, ..StoredFields::default() };
+                let fields =
+                    StoredFields { tier: Tier::Cpu, content: Content::HashOnly, ..StoredFields::default() };
                 let ends: Vec<EngineHash> =
                     (first..total).filter(|i| i % 2 == 1).map(|i| self.hash(&tokens, &f, i)).collect();
                 b.stored(fields, &ends, &[], &[]);
@@ -201,16 +204,15 @@ fn run(seed: u64, batches: usize, seen: &mut Seen) {
         }
         for _ in 0..4 {
             let f = FLAVOURS[rng.below(5) as usize];
-            let tokens: Vec<u32> =
-                (0..rng.below(18)).map(|_| u32::from(rng.one_in(9))).collect();
+            let tokens: Vec<u32> = (0..rng.below(18)).map(|_| u32::from(rng.one_in(9))).collect();
             let items: Vec<MmItem<'_>> = f.item.into_iter().collect();
-            let prompt =
-                Prompt::Tokens { tokens: &tokens, lora: f.lora, cache_salt: f.salt, items: &items };
+            let prompt = Prompt::Tokens { tokens: &tokens, lora: f.lora, cache_salt: f.salt, items: &items };
             let mut query = Query::new("t", "m", prompt);
             query.block_size = [None, Some(2), Some(4), Some(3), Some(1)][rng.below(5) as usize];
             let answer = index.query(&query);
             for (id, engine, reference) in &fleet {
-                let got = answer.scores.iter().find(|s| s.holder == *id).expect("every engine is a candidate");
+                let got =
+                    answer.scores.iter().find(|s| s.holder == *id).expect("every engine is a candidate");
                 let want = reference.expect(&query);
                 let at = format!("seed {seed}, batch {n}, mode {}, {query:?}", engine.mode);
                 let bs = u64::from(got.block_size);

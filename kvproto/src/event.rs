@@ -462,7 +462,10 @@ mod tests {
         assert!(s.is_dense());
         assert_eq!(s.extras(0), [ExtraKey::Text("salt")]);
         assert!(s.extras(1).is_empty());
-        assert_eq!(events[1], Event::Removed(Removed { hashes: &[EngineHash(1)], tier: Tier::Cpu, group: 1 }));
+        assert_eq!(
+            events[1],
+            Event::Removed(Removed { hashes: &[EngineHash(1)], tier: Tier::Cpu, group: 1 })
+        );
         assert_eq!(events[2], Event::Cleared(Cleared { tier: None }));
     }
 }

@@ -17,5 +17,6 @@ pub mod hash;
 pub mod rpc;
 
 pub use event::{
-    Batch, Cleared, EngineHash, Event, ExtraKey, GroupKind, GroupSpec, LocalHash, Removed, SeqHash, Stored, Tier,
+    Batch, Cleared, EngineHash, Event, ExtraKey, GroupKind, GroupSpec, LocalHash, Removed, SeqHash, Stored,
+    Tier,
 };

@@ -1,2 +1,184 @@
-//! x
-fn main(){}
+//! `kvd serve`: starts ingest, gRPC and HTTP, and stops them in order.
+//!
+//! Exit codes: 0 told to stop, 1 could not start or go on, 2 wrong usage or configuration.
+
+use std::fs::{self, File};
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use kvd::args::{Cli, Command};
+use kvd::config::{Config, LogFormat};
+use kvd::ingest::Publishers;
+use kvd::serve::{Service, grpc, http};
+use kvindex::Index;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+use tracing_subscriber::EnvFilter;
+
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let (Command::Serve(args) | Command::CheckConfig(args)) = &command;
+    let config = match Config::load(args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("kvd: {error}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    let done = match command {
+        Command::CheckConfig(_) => {
+            println!("{}", summary(&config));
+            Ok(())
+        }
+        Command::Serve(_) => start(config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a configuration comes to, in one line.
+fn summary(config: &Config) -> String {
+    let kept = match &config.data_dir {
+        Some(dir) => format!("kept in {}", dir.display()),
+        None => "kept in memory only".to_owned(),
+    };
+    format!(
+        "configuration ok: gRPC on {}, HTTP on {}, {} publishers, {} listeners, registrations {kept}",
+        config.grpc_listen,
+        config.http_listen,
+        config.publishers.len(),
+        config.ingest.listen.len(),
+    )
+}
+
+fn start(config: Config) -> anyhow::Result<()> {
+    start_log(&config)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let served = runtime.block_on(serve(config));
+    // A task that still waits for a client must not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(&config.log_level).context("read the log level")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before anything else, so that being told to stop early is not missed.
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+
+    match &config.data_dir {
+        Some(dir) => check_data_dir(dir)?,
+        None => info!("no data directory: registrations are kept in memory only"),
+    }
+    let grpc_listener = listen("gRPC", "--grpc-listen", &config.grpc_listen).await?;
+    let http_listener = listen("HTTP", "--http-listen", &config.http_listen).await?;
+    let grpc_at = grpc_listener.local_addr().context("read the gRPC address")?;
+    let http_at = http_listener.local_addr().context("read the HTTP address")?;
+
+    let index = Arc::new(Index::new(config.index));
+    let publishers = Publishers::start(Arc::clone(&index), config.ingest, config.data_dir.clone())
+        .context("start ingest")?;
+    for spec in config.publishers {
+        let who = format!("follow {} rank {} of the configuration", spec.instance_id, spec.dp_rank);
+        publishers.register(spec).context(who)?;
+    }
+    let service = Arc::new(Service::new(index, Arc::clone(&publishers), config.limits, config.weights));
+
+    let (stop, stopping) = watch::channel(false);
+    let told_to_stop = || {
+        let mut stopping = stopping.clone();
+        async move {
+            // An error means that the sender is gone, and so is the reason to go on.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        }
+    };
+    let mut servers = JoinSet::new();
+    servers.spawn(grpc::serve(Arc::clone(&service), grpc_listener, told_to_stop()));
+    let http = http::serve(Arc::clone(&service), http_listener, told_to_stop());
+    servers.spawn(async {
+        http.await;
+        Ok(())
+    });
+    service.set_ready(true);
+    announce(grpc_at, http_at, publishers.list().len());
+
+    let ended = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = servers.join_next() => ended,
+    };
+    if let Some(ended) = ended {
+        // Neither server ends by itself.
+        ended.context("a server ended early")??;
+        return Err(anyhow!("a server ended early"));
+    }
+    info!("told to stop, finishing requests under way");
+    service.set_ready(false);
+    stop.send_replace(true);
+    let drained = async { while servers.join_next().await.is_some() {} };
+    tokio::select! {
+        () = drained => {}
+        () = tokio::time::sleep(config.drain_timeout) => warn!("some requests were still under way"),
+        _ = terminate.recv() => warn!("told to stop again"),
+        _ = interrupt.recv() => warn!("told to stop again"),
+    }
+    tokio::task::spawn_blocking(move || publishers.stop()).await.context("stop ingest")?;
+    info!("stopped");
+    Ok(())
+}
+
+/// The addresses, for who started kvd (standard output) and for the log.
+fn announce(grpc: SocketAddr, http: SocketAddr, publishers: usize) {
+    let version = env!("CARGO_PKG_VERSION");
+    // Who started kvd may not be listening, which is no reason to stop.
+    let _ = writeln!(std::io::stdout(), "kvd {version} grpc={grpc} http={http}");
+    info!(%grpc, %http, publishers, version, "serving");
+}
+
+async fn listen(what: &str, flag: &str, address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "another process has the port, stop it or choose another",
+            std::io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege, choose another",
+            _ => "choose an address of this machine",
+        };
+        anyhow!("cannot answer {what} on {address}: {error}; {remedy} with {flag}")
+    })
+}
+
+/// Makes `dir` where it is not there, and finds out now rather than at the first registration
+/// whether it can be written.
+fn check_data_dir(dir: &Path) -> anyhow::Result<()> {
+    let probe = dir.join(".kvd-write-check");
+    let written =
+        fs::create_dir_all(dir).and_then(|()| File::create(&probe)).and_then(|_| fs::remove_file(&probe));
+    written.map_err(|error| {
+        let dir = dir.display();
+        anyhow!("data directory {dir} cannot be written: {error}; make it writable or choose another with --data-dir")
+    })
+}

@@ -82,7 +82,7 @@ impl Kvd {
             .tcp_nodelay(true)
             .connect()
             .await
-            .map_err(|e| unreachable(bare, innermost(&e)))?;
+            .map_err(|e| nobody_at(bare, innermost(&e)))?;
         Ok(Kvd { address: bare.to_owned(), channel })
     }
 
@@ -116,14 +116,14 @@ impl Kvd {
     pub fn failed(&self, what: impl Into<String>, status: Status) -> ClientError {
         let (what, message) = (what.into(), status.message().to_owned());
         match status.code() {
-            Code::Unavailable => unreachable(&self.address, message),
+            Code::Unavailable => nobody_at(&self.address, message),
             Code::InvalidArgument | Code::OutOfRange => ClientError::BadRequest { what, message },
             code => ClientError::Refused { what, message, code },
         }
     }
 }
 
-fn unreachable(address: &str, reason: String) -> ClientError {
+fn nobody_at(address: &str, reason: String) -> ClientError {
     ClientError::Unreachable { protocol: "gRPC", flag: "grpc", address: address.to_owned(), reason }
 }
 
@@ -170,7 +170,9 @@ mod tests {
     #[test]
     fn an_address_needs_a_port() {
         assert!(has_port("127.0.0.1:50051") && has_port("[::1]:50051") && has_port("kvd:1"));
-        assert!(!has_port("127.0.0.1") && !has_port(":50051") && !has_port("kvd:x") && !has_port("kvd:70000"));
+        assert!(
+            !has_port("127.0.0.1") && !has_port(":50051") && !has_port("kvd:x") && !has_port("kvd:70000")
+        );
     }
 
     #[tokio::test]

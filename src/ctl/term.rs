@@ -21,6 +21,11 @@ impl Paint {
         Paint { on: false }
     }
 
+    /// Whether there are colours.
+    pub fn is_on(self) -> bool {
+        self.on
+    }
+
     /// Headings.
     pub fn bold(self, text: &str) -> String {
         self.code("1", text)
@@ -51,11 +56,11 @@ impl Paint {
     }
 }
 
-/// Columns that a line may take: the terminal's, or 120 where there is none.
+/// Columns that a line may take: the terminal's, or where there is none enough for whole names.
 pub fn width() -> usize {
     match crossterm::terminal::size() {
         Ok((columns, _)) if io::stdout().is_terminal() => usize::from(columns).max(40),
-        Ok(_) | Err(_) => 120,
+        Ok(_) | Err(_) => 240,
     }
 }
 
@@ -72,6 +77,16 @@ pub fn clip(text: &str, max: usize) -> String {
 /// Text from kvd on one line without control characters: names are what clients registered.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// The same over several lines.
+pub fn printable_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// `n` of something, in words: "1 block", "2 blocks".
+pub fn count(n: usize, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
 /// How a column is set.

@@ -13,6 +13,8 @@ pub struct IngestConfig {
     pub queue_messages: usize,
     /// Bytes of one publisher that may wait to be applied.
     pub queue_bytes: usize,
+    /// Bytes of all publishers together that may wait or be held back.
+    pub total_queue_bytes: usize,
     /// Longest frame accepted; a peer that sends a longer one is disconnected.
     pub max_message_bytes: usize,
     /// How long a replay may say nothing before it is asked for again.
@@ -37,6 +39,7 @@ impl Default for IngestConfig {
             threads: 2,
             queue_messages: 65_536,
             queue_bytes: 64 << 20,
+            total_queue_bytes: 1 << 30,
             max_message_bytes: 64 << 20,
             replay_timeout: Duration::from_secs(2),
             replay_attempts: 3,

@@ -1,12 +1,18 @@
 //! One ZMQ message in one allocation.
 
+use std::sync::Arc;
+
 use smallvec::SmallVec;
 
+use super::budget::{Budget, Share};
+
 /// The frames of a message, one behind the other.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Message {
     bytes: Vec<u8>,
     ends: SmallVec<[usize; 4]>,
+    /// What it takes of the common budget, for as long as it waits.
+    share: Option<Share>,
 }
 
 impl Message {
@@ -32,6 +38,18 @@ impl Message {
     /// The first frame; empty where there is none.
     pub fn topic(&self) -> &[u8] {
         &self.bytes[..self.ends.first().copied().unwrap_or(0)]
+    }
+
+    /// Length of all frames together, in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes what the message costs from `budget` until it is dropped. False where that much
+    /// is not left.
+    pub fn charge(&mut self, budget: &Arc<Budget>) -> bool {
+        self.share = budget.take(self.cost());
+        self.share.is_some()
     }
 
     /// What the message costs in memory, in bytes.

@@ -1,1 +1,237 @@
-//! Being written.
+//! From engines' sockets into the index, in order and without silent loss.
+//!
+//! ```text
+//! ZMQ ─ reader.rs ─▶ lane.rs ─▶ follow.rs ─▶ kvindex::Index
+//!          │ hub.rs, route.rs:     │ cursor.rs: what came when
+//!          │ whose message?        └ repair.rs, replay.rs: what to do about a loss
+//! registry.rs: who is followed ─▶ store.rs
+//! ```
+//!
+//! Reader threads only move messages into each publisher's bounded queue; apply threads take
+//! turns over the queues. Read `cursor`, then `follow` and `repair`: they hold the rules and
+//! have no sockets or clocks in them. `docs/ingest.md` says the same from outside.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Sender, unbounded};
+use kvindex::{HolderId, Index};
+use parking_lot::Mutex;
+use tracing::info;
+
+mod apply;
+mod budget;
+pub mod config;
+mod cursor;
+mod follow;
+#[cfg(test)]
+mod follow_tests;
+mod gauges;
+mod held;
+mod hub;
+mod lane;
+mod loss;
+mod message;
+mod queue;
+mod reader;
+mod registry;
+mod repair;
+mod replay;
+mod route;
+mod socket;
+mod spec;
+mod stats;
+mod store;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use config::{IngestConfig, Listen};
+pub use stats::Totals;
+pub use store::StoreError;
+
+use crate::publisher::{Freshness, PublisherSpec, PublisherStatus, Selector};
+use apply::Signal;
+use reader::Readers;
+use registry::Registry;
+use store::Store;
+
+/// A registration that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Whether one of the same tenant, model, instance and rank was replaced.
+    pub replaced: bool,
+    /// Its place in the index.
+    pub holder: HolderId,
+}
+
+/// A registration that was not accepted or not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// A field makes no sense.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// Which field of [`PublisherSpec`].
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An address cannot be used here.
+    #[error("{field}: {why}")]
+    Address {
+        /// Which field of [`PublisherSpec`].
+        field: &'static str,
+        /// What the system says.
+        why: String,
+    },
+    /// There are as many publishers as there may be.
+    #[error("{max} publishers are registered already")]
+    TooMany {
+        /// The limit.
+        max: usize,
+    },
+    /// What was registered or unregistered is in force, but will not survive a restart.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Ingest that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The registrations cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A registration that was kept makes no sense any more.
+    #[error("registered publisher {instance}: {error}")]
+    Reload {
+        /// Its instance.
+        instance: String,
+        /// Why not.
+        error: RegisterError,
+    },
+    /// An address to listen at cannot be used.
+    #[error("listen at {bind}: {error}")]
+    Listen {
+        /// The address.
+        bind: String,
+        /// Why not.
+        error: zmq::Error,
+    },
+    /// The system gives no sockets or threads.
+    #[error("start ingest threads: {0}")]
+    Threads(std::io::Error),
+}
+
+/// Everyone who is followed.
+pub struct Publishers {
+    registry: Arc<Registry>,
+    readers: Arc<Readers>,
+    appliers: Vec<Sender<Signal>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Publishers {
+    /// Starts the threads and follows again whoever was registered in `store`, a directory;
+    /// `None` keeps registrations in memory only.
+    ///
+    /// # Errors
+    /// If the directory or an address to listen at cannot be used.
+    pub fn start(
+        index: Arc<Index>,
+        config: IngestConfig,
+        store: Option<PathBuf>,
+    ) -> Result<Arc<Publishers>, StartError> {
+        let store = store.map(|directory| Store::open(&directory)).transpose()?;
+        let specs = store.as_ref().map(Store::load).transpose()?.unwrap_or_default();
+        let n = config.threads.max(1);
+        let listens = config.listen.clone();
+        let system = |e: zmq::Error| StartError::Threads(std::io::Error::from_raw_os_error(e.to_raw()));
+        let (readers, ends) = Readers::new(n, config.max_message_bytes).map_err(system)?;
+        let readers = Arc::new(readers);
+        let (appliers, signals): (Vec<_>, Vec<_>) = (0..n).map(|_| unbounded()).unzip();
+        let publishers = Arc::new(Publishers {
+            registry: Arc::new(Registry::new(index, config, Arc::clone(&readers), appliers.clone(), store)),
+            readers,
+            appliers,
+            threads: Mutex::default(),
+        });
+        for (i, end) in ends.into_iter().enumerate() {
+            publishers.spawn(format!("kvd-read-{i}"), move || end.run())?;
+        }
+        for (i, signals) in signals.into_iter().enumerate() {
+            let readers = Arc::clone(&publishers.readers);
+            publishers.spawn(format!("kvd-apply-{i}"), move || apply::run(&signals, &readers))?;
+        }
+        for listen in listens {
+            let bind = listen.bind.clone();
+            publishers.registry.listen(listen).map_err(|error| StartError::Listen { bind, error })?;
+        }
+        let kept = specs.len();
+        for spec in specs {
+            let instance = spec.instance_id.clone();
+            publishers.registry.reload(spec).map_err(|error| StartError::Reload { instance, error })?;
+        }
+        info!(publishers = kept, threads = n, "ingest started");
+        Ok(publishers)
+    }
+
+    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let thread = thread::Builder::new().name(name).spawn(run).map_err(StartError::Threads)?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Follows a publisher from now on. One of the same tenant, model, instance and rank is
+    /// replaced; if it is the same in everything, nothing happens. Looks host names up and
+    /// writes to disk, so it may take a while.
+    ///
+    /// # Errors
+    /// If the registration makes no sense, or cannot be kept.
+    pub fn register(&self, spec: PublisherSpec) -> Result<Registered, RegisterError> {
+        self.registry.register(spec)
+    }
+
+    /// Stops following, and returns whom.
+    ///
+    /// # Errors
+    /// If that cannot be kept; it is in force nevertheless.
+    pub fn unregister(&self, selector: &Selector) -> Result<Vec<PublisherSpec>, RegisterError> {
+        self.registry.unregister(selector)
+    }
+
+    /// All publishers, by tenant, model, instance and rank.
+    pub fn list(&self) -> Vec<PublisherStatus> {
+        self.registry.list()
+    }
+
+    /// How far answers about `holder` can be trusted; `None` if nobody is registered under it.
+    pub fn freshness(&self, holder: HolderId) -> Option<Freshness> {
+        self.registry.freshness(holder)
+    }
+
+    /// Sums over all publishers, those that are gone too.
+    pub fn totals(&self) -> Totals {
+        self.registry.totals()
+    }
+
+    /// Stops the threads. Registrations stay on disk.
+    pub fn stop(&self) {
+        self.readers.stop();
+        for applier in &self.appliers {
+            // One that is gone has stopped.
+            let _ = applier.send(Signal::Stop);
+        }
+        for thread in self.threads.lock().drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Publishers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

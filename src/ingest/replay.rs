@@ -69,7 +69,7 @@ enum Waiting {
 #[derive(Clone, Copy, Debug)]
 pub struct Session {
     patience: Patience,
-    /// Names the latest request; answers to others are stale.
+    /// Names the latest request, from 1; answers to others are stale.
     ask: u64,
     /// Last applied batch when it was asked.
     anchor: Option<u64>,
@@ -136,7 +136,11 @@ impl Session {
     /// Notes that batch `seq` was answered while `last` is applied, and says what it is.
     pub fn answer(&mut self, seq: u64, last: Option<u64>, now: Instant) -> Answer {
         self.waiting = Waiting::Answer(now + self.patience.timeout);
-        self.heard = true;
+        if !self.heard {
+            // An engine that starts long after it was registered has all its time from here on.
+            self.since = now;
+            self.heard = true;
+        }
         let before = self.answered.replace(seq);
         if before.is_some_and(|b| seq <= b) {
             return Answer::Backwards;
@@ -158,10 +162,10 @@ impl Session {
     /// An attempt ended without repairing the loss; `last` is applied by now. `patient` asks
     /// for ever: nothing waits for the answer.
     pub fn failed(&mut self, last: Option<u64>, patient: bool, now: Instant) -> Verdict {
-        if !patient && now.duration_since(self.since) >= self.patience.total {
+        if !patient && self.is_overdue(now) {
             return Verdict::GiveUp;
         }
-        if last != self.anchor {
+        if self.brought_something(last) {
             self.fruitless = 0;
             return Verdict::Ask;
         }
@@ -172,6 +176,21 @@ impl Session {
         let pause = PAUSE.saturating_mul(1 << (self.fruitless - 1).min(16)).min(PAUSE_MAX);
         self.waiting = Waiting::Pause(now + pause);
         Verdict::Wait
+    }
+
+    /// Whether the latest request brought something, with `last` applied by now.
+    pub fn brought_something(&self, last: Option<u64>) -> bool {
+        last != self.anchor
+    }
+
+    /// Takes no answer for the latest request's any more.
+    pub fn disown(&mut self) {
+        self.ask = 0;
+    }
+
+    /// Whether it has taken longer than it may, however much was answered.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        now.duration_since(self.since) >= self.patience.total
     }
 
     /// Starts counting anew: someone waits for the answer from now on.

@@ -7,14 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvindex::{Answer, Explanation, HolderId, HolderSpec, Placement, Prompt, Query};
-use kvproto::hash::canonical::MmItem;
 use rustc_hash::FxHashMap;
 
+pub use super::check::MAX_BLOCK_SIZE;
 use super::{Counters, Service, endpoint};
 use crate::publisher::{Freshness, PublisherState};
-
-/// The largest block size a request may name, in tokens.
-pub const MAX_BLOCK_SIZE: u32 = 65536;
 
 /// Why a question cannot be answered. Every message begins with the field to look at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +50,7 @@ pub enum AskError {
     },
     /// Hashes of a kind the index has no keys of.
     #[error(
-        "hashes: {kind} keys are not indexed; send token ids, or canonical hashes (GetHashSpec), or the engine's own"
+        "hashes: llm-d's {kind} keys are not indexed; configure them, or send token ids, or canonical hashes (GetHashSpec), or the engine's own"
     )]
     HashKindNotIndexed {
         /// The kind's name.
@@ -231,7 +228,7 @@ impl Service {
     ) -> Result<R, AskError> {
         self.check(query)?;
         let mut query = *query;
-        if let (Prompt::Canonical(_), None) = (query.prompt, query.block_size) {
+        if let (Prompt::Canonical(_) | Prompt::Llmd(_), None) = (query.prompt, query.block_size) {
             let sizes = self.index.block_sizes(query.tenant, query.model);
             query.block_size = match sizes[..] {
                 [] => None,
@@ -240,67 +237,6 @@ impl Service {
             };
         }
         Ok(with_both_forms(&query, answer))
-    }
-
-    fn check(&self, query: &Query<'_>) -> Result<(), AskError> {
-        if query.model.is_empty() {
-            return Err(AskError::invalid("model", "empty"));
-        }
-        if query.tenant.is_empty() {
-            return Err(AskError::invalid("tenant_id", "empty"));
-        }
-        self.check_text("model", query.model)?;
-        self.check_text("tenant_id", query.tenant)?;
-        self.check_text("additional_salt", query.salt.unwrap_or_default())?;
-        at_most("candidates", self.limits.max_candidates, query.instances.len())?;
-        for instance in query.instances {
-            self.check_text("candidates", instance)?;
-        }
-        if let Some(size) = query.block_size
-            && !(1..=MAX_BLOCK_SIZE).contains(&size)
-        {
-            return Err(AskError::invalid("block_size", format!("{size} is outside 1..{MAX_BLOCK_SIZE}")));
-        }
-        if !query.weights.by_tier.iter().all(|w| (0.0..=1e6).contains(w)) {
-            return Err(AskError::invalid("tier_weights", "a weight is outside 0..1000000"));
-        }
-        match query.prompt {
-            Prompt::Tokens { tokens, lora, cache_salt, items } => {
-                at_most("token_ids", self.limits.max_tokens, tokens.len())?;
-                self.check_text("lora_name", lora.unwrap_or_default())?;
-                self.check_text("cache_salt", cache_salt.unwrap_or_default())?;
-                self.check_items(items, tokens.len())
-            }
-            Prompt::Canonical(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
-            Prompt::Engine(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
-        }
-    }
-
-    fn check_items(&self, items: &[MmItem<'_>], tokens: usize) -> Result<(), AskError> {
-        at_most("mm_items", self.limits.max_mm_items, items.len())?;
-        let mut last = 0;
-        for (i, item) in items.iter().enumerate() {
-            self.check_text("mm_items", item.identifier)?;
-            let end = u64::from(item.offset) + u64::from(item.length);
-            let why = if item.identifier.is_empty() {
-                "has no hash".to_owned()
-            } else if item.length == 0 {
-                "has length 0".to_owned()
-            } else if end > tokens as u64 {
-                format!("ends at token {end} of {tokens}")
-            } else if item.offset < last {
-                "begins before the item in front of it".to_owned()
-            } else {
-                last = item.offset;
-                continue;
-            };
-            return Err(AskError::invalid("mm_items", format!("item {i} {why}")));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn check_text(&self, field: &'static str, text: &str) -> Result<(), AskError> {
-        at_most(field, self.limits.max_text_bytes, text.len())
     }
 
     /// Joins names and freshness to the scores, and says who is missing.
@@ -355,10 +291,6 @@ impl Service {
     }
 }
 
-fn at_most(field: &'static str, limit: usize, got: usize) -> Result<(), AskError> {
-    if got > limit { Err(AskError::TooMany { field, limit, got }) } else { Ok(()) }
-}
-
 /// Asks for each candidate under both forms of its name.
 fn with_both_forms<R>(query: &Query<'_>, ask: impl FnOnce(&Query<'_>) -> R) -> R {
     let others: Vec<String> = query.instances.iter().filter_map(|i| endpoint::other_form(i)).collect();
@@ -380,4 +312,3 @@ fn note_seen(wanted: &mut FxHashMap<&str, bool>, instance: &str) -> Option<Strin
     *wanted.get_mut(other.as_str())? = true;
     (!as_registered).then_some(other)
 }
-

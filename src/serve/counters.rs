@@ -69,7 +69,11 @@ impl Histogram {
                 *c = count;
             }
         }
-        HistogramCounts { cumulative, count, sum_seconds: self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9 }
+        HistogramCounts {
+            cumulative,
+            count,
+            sum_seconds: self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
     }
 }
 

@@ -6,11 +6,12 @@
 //! http/ ─┘                        └─ ingest::Publishers  how fresh that is
 //! ```
 //!
-//! [`ask`] holds what both transports share: limits are checked there, candidates
-//! and freshness are joined to the scores there. [`grpc`] and [`http`] only
+//! [`ask`] holds what both transports share: a question is checked (see [`check`]),
+//! candidates and freshness are joined to the scores. [`grpc`] and [`http`] only
 //! translate. [`routing`] keeps what schedulers announced and when that ends.
 
 pub mod ask;
+pub mod check;
 pub mod counters;
 pub mod endpoint;
 pub mod grpc;
@@ -64,7 +65,7 @@ pub struct Limits {
     pub max_tokens: usize,
     /// Bytes of a request, either transport.
     pub max_body_bytes: usize,
-    /// Candidates of one query, endpoints of one routing.
+    /// Candidates of one query.
     pub max_candidates: usize,
     /// Bytes of a name, salt, identifier or request id.
     pub max_text_bytes: usize,
@@ -91,7 +92,7 @@ impl Default for Limits {
             max_body_bytes: 16 << 20,
             max_candidates: 4096,
             max_text_bytes: 4096,
-            max_mm_items: 4096,
+            max_mm_items: 1024,
             speculative_ttl: Duration::from_secs(2),
             max_speculative_ttl: Duration::from_secs(60),
             max_score_tokens: 16384,

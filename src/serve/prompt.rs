@@ -2,6 +2,7 @@
 
 use kvindex::Prompt;
 use kvproto::hash::canonical::MmItem;
+use kvproto::hash::llmd::RequestKey;
 use kvproto::{EngineHash, SeqHash};
 
 /// A prompt that owns what it is made of, so that it can outlive its request.
@@ -28,6 +29,8 @@ pub enum PromptKey {
     Canonical(Vec<SeqHash>),
     /// The engine's own hashes from the root.
     Engine(Vec<EngineHash>),
+    /// llm-d's request keys from the root.
+    Llmd(Vec<RequestKey>),
 }
 
 /// See [`MmItem`].
@@ -48,6 +51,7 @@ impl PromptKey {
             PromptKey::Tokens(t) => t.len(),
             PromptKey::Canonical(h) => h.len(),
             PromptKey::Engine(h) => h.len(),
+            PromptKey::Llmd(k) => k.len(),
         }
     }
 
@@ -74,17 +78,17 @@ impl OwnedPrompt {
             },
             PromptKey::Canonical(hashes) => Prompt::Canonical(hashes),
             PromptKey::Engine(hashes) => Prompt::Engine(hashes),
+            PromptKey::Llmd(keys) => Prompt::Llmd(keys),
         })
     }
 
     /// Blocks of `block_size` tokens in the prompt, whole ones.
     pub fn blocks(&self, block_size: u32) -> u32 {
-        match &self.key {
-            PromptKey::Tokens(t) if block_size > 0 => (t.len() / block_size as usize) as u32,
-            PromptKey::Tokens(_) => 0,
-            PromptKey::Canonical(h) => h.len() as u32,
-            PromptKey::Engine(h) => h.len() as u32,
-        }
+        let blocks = match &self.key {
+            PromptKey::Tokens(t) => t.len().checked_div(block_size as usize).unwrap_or(0),
+            PromptKey::Canonical(_) | PromptKey::Engine(_) | PromptKey::Llmd(_) => self.key.len(),
+        };
+        u32::try_from(blocks).unwrap_or(u32::MAX)
     }
 
     /// Bytes that keeping the prompt takes, roughly.
@@ -93,6 +97,7 @@ impl OwnedPrompt {
             PromptKey::Tokens(t) => t.capacity() * 4,
             PromptKey::Canonical(h) => h.capacity() * 8,
             PromptKey::Engine(h) => h.capacity() * 8,
+            PromptKey::Llmd(k) => k.capacity() * 8,
         };
         let text = |s: &Option<String>| s.as_ref().map_or(0, String::capacity);
         let items: usize = self.items.iter().map(|i| i.identifier.capacity()).sum();

@@ -10,10 +10,14 @@ use std::time::Duration;
 use kvindex::{HolderId, Query};
 use tokio::sync::Notify;
 
+use super::check::at_most;
 use super::{AskError, Counters, Service, endpoint};
 
 /// How late after its deadline an announcement may still count.
 const EXPIRY_STEP: Duration = Duration::from_millis(20);
+
+/// A request goes to a decode and perhaps a prefill and an encode endpoint; the rest is slack.
+const MAX_ENDPOINTS: usize = 64;
 
 /// When announcements are due.
 #[derive(Debug, Default)]
@@ -61,9 +65,9 @@ impl Service {
         if endpoints.is_empty() {
             return Err(AskError::invalid("endpoints", "empty"));
         }
+        at_most("endpoints", MAX_ENDPOINTS, endpoints.len())?;
         let names: Vec<&str> = endpoints.iter().map(|e| e.instance.as_str()).collect();
         let query = Query { instances: &names, ..*query };
-        // Limits come first: resolving names below costs by the number of endpoints.
         let due = self.uptime_ms() + ttl.as_millis() as u64;
         let (blocks, holders) = self.prepared(&query, |q| {
             let holders = self.holders(q.tenant, q.model, q.instances);

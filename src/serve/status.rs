@@ -3,10 +3,22 @@
 use tonic::{Code, Status};
 
 use super::AskError;
+use crate::ingest::RegisterError;
 
 impl From<AskError> for Status {
     fn from(error: AskError) -> Status {
         Status::new(code(&error), error.to_string())
+    }
+}
+
+impl From<RegisterError> for Status {
+    fn from(error: RegisterError) -> Status {
+        let code = match error {
+            RegisterError::Invalid { .. } | RegisterError::Address { .. } => Code::InvalidArgument,
+            RegisterError::TooMany { .. } => Code::ResourceExhausted,
+            RegisterError::Store(_) => Code::Internal,
+        };
+        Status::new(code, error.to_string())
     }
 }
 

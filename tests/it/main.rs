@@ -1,2 +1,9 @@
-//! x
-fn main(){}
+//! The real binaries on free ports, fed with recorded engine streams through real sockets.
+
+mod captures;
+mod forms;
+mod grpc;
+mod hostile;
+mod recovery;
+mod shapes;
+mod support;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use kvindex::{Query, Score, TierSet, TierWeights};
+use kvproto::hash::llmd::{Algo, RequestKey};
 use kvproto::rpc::kv;
 use kvproto::{EngineHash, SeqHash, Tier};
 
@@ -78,7 +79,7 @@ fn read_prompt(
         None => return Err(AskError::invalid("prompt", "missing")),
         Some(Key::Tokens(tokens)) => PromptKey::Tokens(tokens.ids),
         Some(Key::TokenIdsLe(bytes)) => PromptKey::Tokens(read_token_ids(&bytes)?),
-        Some(Key::Hashes(hashes)) => read_hashes(hashes)?,
+        Some(Key::Hashes(hashes)) => read_hashes(hashes, service.index.config().llmd.map(|l| l.algo()))?,
         Some(Key::ScoreToken(token)) => {
             let kept = service
                 .score_tokens
@@ -121,23 +122,27 @@ fn read_token_ids(bytes: &Bytes) -> Result<Vec<u32>, AskError> {
     Ok(ids.iter().map(|id| u32::from_le_bytes(*id)).collect())
 }
 
-fn read_hashes(hashes: kv::BlockHashes) -> Result<PromptKey, AskError> {
+/// `indexed` is llm-d's algorithm that the index also names its blocks by, if any.
+fn read_hashes(hashes: kv::BlockHashes, indexed: Option<Algo>) -> Result<PromptKey, AskError> {
     let kind = kv::HashKind::try_from(hashes.kind)
         .map_err(|_| AskError::invalid("hashes", format!("kind {} is not known", hashes.kind)))?;
     match kind {
         kv::HashKind::Canonical => Ok(PromptKey::Canonical(hashes.hashes.into_iter().map(SeqHash).collect())),
         kv::HashKind::Engine => Ok(PromptKey::Engine(hashes.hashes.into_iter().map(EngineHash).collect())),
-        kv::HashKind::LlmdCborFnv | kv::HashKind::LlmdXxh64 => {
-            Err(AskError::HashKindNotIndexed { kind: kind.as_str_name() })
-        }
+        kv::HashKind::LlmdCborFnv => read_llmd_keys(hashes, Algo::CborFnv, indexed),
+        kv::HashKind::LlmdXxh64 => read_llmd_keys(hashes, Algo::Xxh64, indexed),
     }
 }
 
+fn read_llmd_keys(hashes: kv::BlockHashes, algo: Algo, indexed: Option<Algo>) -> Result<PromptKey, AskError> {
+    if indexed != Some(algo) {
+        return Err(AskError::HashKindNotIndexed { kind: algo.name() });
+    }
+    Ok(PromptKey::Llmd(hashes.hashes.into_iter().map(RequestKey).collect()))
+}
+
 /// The configured weights with those that the request replaces.
-pub(super) fn read_weights(
-    service: &Service,
-    replaced: &[kv::TierWeight],
-) -> Result<TierWeights, AskError> {
+pub(super) fn read_weights(service: &Service, replaced: &[kv::TierWeight]) -> Result<TierWeights, AskError> {
     let mut weights = service.weights;
     for w in replaced {
         let tier = kv::Tier::try_from(w.tier).ok().and_then(read_tier).ok_or_else(|| {
@@ -243,7 +248,10 @@ mod tests {
 
     #[test]
     fn token_ids_are_little_endian_and_whole() {
-        assert_eq!(read_token_ids(&Bytes::from_static(&[1, 0, 0, 0, 0, 1, 0, 255])), Ok(vec![1, 0xff00_0100]));
+        assert_eq!(
+            read_token_ids(&Bytes::from_static(&[1, 0, 0, 0, 0, 1, 0, 255])),
+            Ok(vec![1, 0xff00_0100])
+        );
         assert_eq!(read_token_ids(&Bytes::new()), Ok(vec![]));
         let error = read_token_ids(&Bytes::from_static(&[1, 0, 0])).unwrap_err();
         assert_eq!(error.to_string(), "token_ids_le: 3 bytes are no multiple of 4");
@@ -251,20 +259,23 @@ mod tests {
 
     #[test]
     fn hashes_are_read_by_their_kind() {
-        let read = |kind: i32| read_hashes(kv::BlockHashes { kind, hashes: vec![u64::MAX] });
+        let hashes = |kind: i32| kv::BlockHashes { kind, hashes: vec![u64::MAX] };
+        let read = |kind: i32| read_hashes(hashes(kind), Some(Algo::Xxh64));
         assert_eq!(read(0), Ok(PromptKey::Canonical(vec![SeqHash(u64::MAX)])));
         assert_eq!(read(1), Ok(PromptKey::Engine(vec![EngineHash(u64::MAX)])));
-        assert_eq!(read(2), Err(AskError::HashKindNotIndexed { kind: "HASH_KIND_LLMD_CBOR_FNV" }));
-        assert_eq!(read(3), Err(AskError::HashKindNotIndexed { kind: "HASH_KIND_LLMD_XXH64" }));
+        assert_eq!(read(2), Err(AskError::HashKindNotIndexed { kind: "cbor-fnv" }));
+        assert_eq!(read(3), Ok(PromptKey::Llmd(vec![RequestKey(u64::MAX)])));
+        assert_eq!(read_hashes(hashes(3), None), Err(AskError::HashKindNotIndexed { kind: "xxh64" }));
         assert_eq!(read(9), Err(AskError::invalid("hashes", "kind 9 is not known")));
     }
 
     #[test]
     fn tiers_without_a_block_are_left_out() {
         let counts = tier_counts(&[3, 0, 1, 0, 0]);
-        assert_eq!(counts, [(kv::Tier::Gpu, 3), (kv::Tier::Disk, 1)].map(|(t, blocks)| kv::TierCount {
-            tier: t.into(),
-            blocks
-        }));
+        assert_eq!(
+            counts,
+            [(kv::Tier::Gpu, 3), (kv::Tier::Disk, 1)]
+                .map(|(t, blocks)| kv::TierCount { tier: t.into(), blocks })
+        );
     }
 }

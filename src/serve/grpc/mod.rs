@@ -1,10 +1,12 @@
 //! How is kvd asked over gRPC?
 //!
-//! One file per service; [`convert`] turns messages into what [`super::ask`] takes and
+//! One file per service; `convert` turns messages into what [`super::ask`] takes and
 //! back. Rules live there, not here.
 
 mod admin;
 mod convert;
+mod dump;
+mod hash_spec;
 mod index;
 mod ingest;
 mod llmd;
@@ -39,8 +41,10 @@ const INDEX: &str = "kv.v1.IndexService";
 /// A request of 128 Ki token ids fits into the window at once.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// Requests in flight on one connection; with the message limit it bounds a connection's memory.
+/// Open streams of one connection, and requests that are read and worked on at a time. With the
+/// message limit they bound a connection's memory.
 const MAX_STREAMS: u32 = 256;
+const MAX_REQUESTS: usize = 64;
 /// Long-lived streams may end by themselves this long after the shutdown began.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -64,20 +68,24 @@ pub async fn serve(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
+        .concurrency_limit_per_connection(MAX_REQUESTS)
         // Finds clients that are gone without a word, whose streams would stay forever.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(
-            IndexServiceServer::new(index::IndexApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+            IndexServiceServer::new(index::IndexApi::new(Arc::clone(&service)))
+                .max_decoding_message_size(most),
         )
         .add_service(
             IngestServiceServer::new(ingest::IngestApi::new(Arc::clone(&service)))
                 .max_decoding_message_size(most),
         )
         .add_service(
-            AdminServiceServer::new(admin::AdminApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+            AdminServiceServer::new(admin::AdminApi::new(Arc::clone(&service)))
+                .max_decoding_message_size(most),
         )
         .add_service(
-            IndexerServiceServer::new(llmd::LlmdApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+            IndexerServiceServer::new(llmd::LlmdApi::new(Arc::clone(&service)))
+                .max_decoding_message_size(most),
         )
         .add_service(health_service)
         .add_service(reflection().build_v1().context("build reflection v1")?)

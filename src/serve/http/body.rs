@@ -5,15 +5,19 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
 use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::Refusal;
 
 /// Bodies up to this many bytes are read without asking for a permit.
-const SMALL: usize = 1 << 20;
-/// Bodies beyond [`SMALL`] that may be in memory at a time.
-const LARGE_AT_A_TIME: usize = 16;
+const SMALL: usize = 64 << 10;
+/// Larger ones share the memory of this many bodies of the largest size.
+const LARGEST_AT_A_TIME: usize = 16;
+/// The most that is set aside for a body before it is there.
+const SET_ASIDE: usize = 1 << 20;
+/// Bytes per permit.
+const UNIT: usize = 4 << 10;
 /// How long a body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(30);
 /// A body that is refused as too large is still read up to this many times the limit, so that
@@ -24,7 +28,8 @@ const DRAIN_FACTOR: u64 = 4;
 #[derive(Debug)]
 pub(super) struct Bodies {
     limit: usize,
-    large: Semaphore,
+    /// Memory for bodies beyond [`SMALL`].
+    memory: Semaphore,
 }
 
 /// A body that has arrived. Holds its permit, so it is kept until the request is answered.
@@ -37,7 +42,7 @@ pub(super) struct Arrived<'b> {
 impl Bodies {
     /// Bodies of at most `limit` bytes each.
     pub(super) fn new(limit: usize) -> Self {
-        Bodies { limit, large: Semaphore::new(LARGE_AT_A_TIME) }
+        Bodies { limit, memory: Semaphore::new(LARGEST_AT_A_TIME * units(limit) as usize) }
     }
 
     /// Reads the body of `request`.
@@ -55,21 +60,24 @@ impl Bodies {
     }
 
     async fn collect(&self, mut body: Body) -> Result<Arrived<'_>, Refusal> {
-        // What the client claims is a hint only: no more than a small body is set aside for it.
-        let claimed = body.size_hint().lower();
-        if claimed > self.limit as u64 {
+        let hint = body.size_hint();
+        if hint.lower() > self.limit as u64 {
             return Err(self.refuse_too_large(body, 0).await);
         }
-        let mut bytes = Vec::with_capacity(SMALL.min(claimed as usize));
-        let mut permit = None;
+        // All it may come to is asked for at once: two bodies that each wait for the rest of
+        // theirs would wait for each other.
+        let most = hint.upper().map_or(self.limit, |n| self.limit.min(n as usize));
+        let permit = match most {
+            0..=SMALL => None,
+            _ => Some(self.memory.acquire_many(units(most)).await.expect("the semaphore is never closed")),
+        };
+        // What the client claims is a hint only, and no more than this is set aside for it.
+        let mut bytes = Vec::with_capacity(SET_ASIDE.min(hint.lower() as usize));
         while let Some(data) = next_data(&mut body).await? {
             let length = bytes.len() + data.len();
             if length > self.limit {
-                drop(bytes);
+                drop((bytes, permit));
                 return Err(self.refuse_too_large(body, length as u64).await);
-            }
-            if length > SMALL && permit.is_none() {
-                permit = Some(self.large.acquire().await.expect("the semaphore is never closed"));
             }
             bytes.extend_from_slice(&data);
         }
@@ -86,6 +94,11 @@ impl Bodies {
         let error = format!("the body is over the limit of {} bytes", self.limit);
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "body", error)
     }
+}
+
+/// Permits for `bytes`.
+fn units(bytes: usize) -> u32 {
+    bytes.div_ceil(UNIT).try_into().unwrap_or(u32::MAX)
 }
 
 /// The next piece of `body`; `None` at its end.
@@ -110,8 +123,12 @@ async fn next_data(body: &mut Body) -> Result<Option<bytes::Bytes>, Refusal> {
 /// # Errors
 /// 400 with the field at fault, or with line and column where it is no JSON.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    // A struct can be read from an array too, which would make the order of fields matter.
     if bytes.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| *b != b'{') {
-        return Err(Refusal::bad("body", "the body must be a JSON object"));
+        return Err(match serde_json::from_slice::<IgnoredAny>(bytes) {
+            Ok(_) => Refusal::bad("body", "the body must be a JSON object"),
+            Err(error) => malformed(&error),
+        });
     }
     match serde_json::from_slice(bytes) {
         Ok(value) => Ok(value),
@@ -129,8 +146,15 @@ fn explain<T: DeserializeOwned>(bytes: &[u8]) -> Option<Refusal> {
     }
     let path = error.path().to_string();
     // `token_ids[17]` is at fault in detail, `token_ids` is the field.
-    let field = path.split(['.', '[']).next().filter(|f| !f.is_empty()).unwrap_or("body").to_owned();
-    Some(Refusal::bad(field, format!("{path}: {}", error.inner())))
+    Some(match path.split(['.', '[']).next() {
+        Some(field) if !field.is_empty() => Refusal::bad(field, format!("{path}: {}", error.inner())),
+        // The object as a whole: a field that is there twice, which the message names.
+        Some(_) | None => {
+            let text = error.inner().to_string();
+            let field = text.split('`').nth(1).unwrap_or("body");
+            Refusal::bad(field, text.as_str())
+        }
+    })
 }
 
 fn malformed(error: &serde_json::Error) -> Refusal {
@@ -165,11 +189,14 @@ mod tests {
         }
         let (_, field, _) = refused(r#"{"model": 3}"#);
         assert_eq!(field, "model");
+        let (_, field, error) = refused(r#"{"token_ids": [1], "token_ids": [2]}"#);
+        assert_eq!(field, "token_ids");
+        assert!(error.starts_with("duplicate field"), "{error}");
     }
 
     #[test]
     fn malformed_json_is_refused_with_line_and_column() {
-        for body in ["", "{", "{\"model\": \"m\",}", "{\"model\": \"m\"} x", "{\"model\": tru}"] {
+        for body in ["", "x", "[1,", "{", "{\"model\": \"m\",}", "{\"model\": \"m\"} x", "{\"model\": tru}"] {
             let (status, field, error) = refused(body);
             assert_eq!((status, field.as_str()), (400, "body"), "{body}");
             assert!(error.contains("line 1 column"), "{error}");

@@ -1,1 +1,72 @@
-//! Being written.
+//! How is kvd asked over HTTP? In the shape of Mooncake Conductor (RFC #1403), described in
+//! docs/http.md.
+//!
+//! One file per question; [`super::ask`] holds the rules, these files translate. A refusal is
+//! always JSON that names the field at fault.
+
+mod answer;
+mod body;
+mod connections;
+mod dump;
+mod error;
+mod hashes;
+mod inspect;
+mod params;
+mod query;
+mod register;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, StatusCode, Uri};
+use axum::routing::{get, post};
+use tokio::net::TcpListener;
+
+use super::Service;
+use body::Bodies;
+use error::Refusal;
+
+/// What every request can reach.
+struct Http {
+    service: Arc<Service>,
+    bodies: Bodies,
+}
+
+/// Every path and method.
+pub fn router(service: Arc<Service>) -> Router {
+    let bodies = Bodies::new(service.limits.max_body_bytes);
+    Router::new()
+        .route("/", get(inspect::pointer))
+        .route("/register", post(register::register))
+        .route("/unregister", post(register::unregister))
+        .route("/query", post(query::by_tokens))
+        .route("/query_by_hash", post(query::by_hash))
+        .route("/publishers", get(inspect::publishers))
+        .route("/workers", get(inspect::workers))
+        .route("/dump", get(dump::dump))
+        .route("/healthz", get(inspect::healthz))
+        .route("/readyz", get(inspect::readyz))
+        .route("/metrics", get(inspect::export_metrics))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(Arc::new(Http { service, bodies }))
+}
+
+/// Serves HTTP on `listener` until `shutdown` completes and the requests under way are answered.
+pub async fn serve(service: Arc<Service>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    connections::serve(router(service), listener, shutdown).await;
+}
+
+async fn unknown_path(uri: Uri) -> Refusal {
+    let error = format!("there is no {}; GET / lists the paths there are", uri.path());
+    Refusal::new(StatusCode::NOT_FOUND, "path", error)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+    let error = format!("{} does not take {method}; GET / lists what does", uri.path());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method", error)
+}

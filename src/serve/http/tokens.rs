@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn what_is_left_is_the_body_with_an_empty_array() {
-        let body = r#" {"a": {"token_ids": [9], "b": "]}\"["}, "n": [1, [2]], "token_ids": [1, 2 ,3] , "z": null}"#;
+        let body =
+            r#" {"a": {"token_ids": [9], "b": "]}\"["}, "n": [1, [2]], "token_ids": [1, 2 ,3] , "z": null}"#;
         let (rest, ids) = split(body.as_bytes(), "token_ids").unwrap();
         assert_eq!(ids, [1, 2, 3]);
         let left: serde_json::Value = serde_json::from_slice(&rest).unwrap();
@@ -241,8 +242,21 @@ mod tests {
     fn whatever_is_unusual_is_left_to_the_ordinary_parser() {
         let long = "1,".repeat(60);
         for array in [
-            "-1", "1.5", "1e3", "01", "4294967296", "99999999999999999999", "\"1\"", "null", "1,", ",1", "1 2", "1,,2",
-            "[1]", "1", "é",
+            "-1",
+            "1.5",
+            "1e3",
+            "01",
+            "4294967296",
+            "99999999999999999999",
+            "\"1\"",
+            "null",
+            "1,",
+            ",1",
+            "1 2",
+            "1,,2",
+            "[1]",
+            "1",
+            "é",
         ] {
             for body in [
                 format!(r#"{{"token_ids": [{array}"#),
@@ -254,14 +268,26 @@ mod tests {
                 assert_eq!(ids(&body), expected(&body), "{body}");
             }
         }
-        for body in ["", "{", "{}", "[]", "{\"token_ids\"", "{\"token_ids\":3}", "{\"a\\", "{\"a\":]", "nul", "{\"a\":1"] {
+        for body in [
+            "",
+            "{",
+            "{}",
+            "[]",
+            "{\"token_ids\"",
+            "{\"token_ids\":3}",
+            "{\"a\\",
+            "{\"a\":]",
+            "nul",
+            "{\"a\":1",
+        ] {
             assert_eq!(ids(body), None, "{body}");
         }
     }
 
     #[test]
     fn no_cut_or_changed_byte_of_a_body_is_read_differently_or_panics() {
-        let body = format!(r#"{{"m":"x\"y","token_ids":[{}4294967295],"k":[{{}}]}}"#, "128001, 7,65,".repeat(12));
+        let body =
+            format!(r#"{{"m":"x\"y","token_ids":[{}4294967295],"k":[{{}}]}}"#, "128001, 7,65,".repeat(12));
         for cut in 0..body.len() {
             let _ = split(&body.as_bytes()[..cut], "token_ids");
         }

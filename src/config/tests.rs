@@ -1,0 +1,206 @@
+use super::*;
+use clap::Parser;
+
+const EXAMPLE: &str = include_str!("../../deploy/kvd.example.toml");
+
+fn from_toml(text: &str) -> Result<Config, ConfigError> {
+    let config = Config::from_toml(text, Path::new("kvd.toml"))?;
+    config.check()?;
+    Ok(config)
+}
+
+/// The example with the lines that are commented out for having no default.
+fn example_in_full() -> String {
+    let uncomment = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => rest.to_owned(),
+        Some(_) | None => line.to_owned(),
+    };
+    EXAMPLE.lines().map(|line| uncomment(line) + "\n").collect()
+}
+
+#[test]
+fn the_example_file_sets_everything_to_its_default() {
+    let example = from_toml(EXAMPLE).unwrap();
+    assert_eq!(format!("{example:#?}"), format!("{:#?}", Config::default()));
+}
+
+#[test]
+fn the_example_file_names_every_key_there_is() {
+    let file: File = toml::from_str(&example_in_full()).unwrap();
+    // No `..` anywhere: a key that is added must be added to the example as well.
+    let File {
+        grpc_listen,
+        http_listen,
+        data_dir,
+        drain_timeout,
+        log,
+        index,
+        limits,
+        weights,
+        ingest,
+        publisher,
+        listen,
+    } = file;
+    assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
+    assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
+    assert!(matches!(
+        index,
+        file::IndexTable {
+            max_blocks_per_publisher: Some(_),
+            max_speculative: Some(_),
+            llmd_hash_algorithm: Some(_),
+            llmd_hash_seed: Some(_)
+        }
+    ));
+    assert!(matches!(
+        limits,
+        file::LimitsTable {
+            max_tokens: Some(_),
+            max_body: Some(_),
+            max_candidates: Some(_),
+            max_text: Some(_),
+            max_mm_items: Some(_),
+            speculative_ttl: Some(_),
+            max_speculative_ttl: Some(_),
+            max_score_tokens: Some(_),
+            max_score_token_memory: Some(_),
+            score_token_ttl: Some(_),
+            stream_concurrency: Some(_),
+        }
+    ));
+    assert!(matches!(
+        weights,
+        file::WeightsTable { gpu: Some(_), cpu: Some(_), disk: Some(_), shared: Some(_), unknown: Some(_) }
+    ));
+    assert!(matches!(
+        ingest,
+        file::IngestTable {
+            threads: Some(_),
+            queue_messages: Some(_),
+            queue_size: Some(_),
+            max_message: Some(_),
+            replay_timeout: Some(_),
+            replay_attempts: Some(_),
+            replay_total: Some(_),
+            held_batches: Some(_),
+            held_size: Some(_),
+            max_publishers: Some(_),
+        }
+    ));
+    assert!(matches!(
+        publisher[0],
+        crate::registration::Registration {
+            endpoint: Some(_),
+            replay_endpoint: Some(_),
+            engine: Some(_),
+            modelname: Some(_),
+            tenant_id: Some(_),
+            instance_id: Some(_),
+            block_size: Some(_),
+            dp_rank: Some(_),
+            lora_name: Some(_),
+            additionalsalt: Some(_),
+            bind: None,
+            topic: Some(_),
+            attention_chunk_size: Some(_),
+            hash_algo: Some(_),
+            hash_seed: Some(_),
+        }
+    ));
+    assert!(publisher[1].bind.is_some());
+    assert!(matches!(
+        listen[0],
+        ListenTable {
+            bind: Some(_),
+            tenant_id: Some(_),
+            engine: Some(_),
+            modelname: Some(_),
+            additionalsalt: Some(_),
+            max_publishers: Some(_),
+        }
+    ));
+}
+
+#[test]
+fn the_example_file_can_be_used_with_all_its_examples() {
+    let config = from_toml(&example_in_full()).unwrap();
+    assert_eq!(config.publishers.len(), 2);
+    assert_eq!(config.ingest.listen.len(), 1);
+    assert_eq!(config.data_dir, Some(PathBuf::from("/var/lib/kvd")));
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_the_key_and_the_value() {
+    let wrong = [
+        ("grpc_listen = \"50051\"", "grpc_listen = \"50051\": is no host:port"),
+        ("[log]\nformat = \"xml\"", "log.format = \"xml\": use text or json"),
+        ("[log]\nlevel = \"kvd=loud\"", "log.level = \"kvd=loud\""),
+        ("[index]\nllmd_hash_seed = \"1\"", "index.llmd_hash_algorithm = \"\": is missing"),
+        ("[index]\nllmd_hash_algorithm = \"md5\"", "use cbor-fnv or xxh64"),
+        ("[ingest]\nthreads = 0", "ingest.threads = \"0\": is outside 1..256"),
+        ("[weights]\ngpu = -1.0", "weights.gpu = \"-1\""),
+        ("[weights]\ngpu = nan", "weights.gpu = \"NaN\""),
+        ("[ingest]\nqueue_size = \"64Mb\"", "\"64Mb\" is no size"),
+        ("drain_timeout = \"5\"", "\"5\" is no duration"),
+        ("[ingest]\nthreads = \"two\"", "threads = \"two\""),
+        ("[ingest]\ntreads = 2\n[limitz]\na = 1", "unknown key `ingest.treads`, `limitz`"),
+        ("[[publisher]]\nmodelnam = \"m\"", "unknown key `publisher.0.modelnam`"),
+        ("[[publisher]]\nendpoint = \"tcp://h:1\"", "publisher number 1: type: type is required"),
+        ("[[listen]]\ntype = \"vLLM\"", "listen.bind = \"\": is missing in [[listen]] number 1"),
+        ("[[listen]]\nbind = \"*:5557\"", "listen.bind = \"*:5557\": \"*:5557\" does not begin with tcp://"),
+        ("[[listen]]\nbind = \"tcp://*:1\"\n[[listen]]\nbind = \"tcp://*:1\"", "is there twice"),
+        ("= 3", "line 1, column 1"),
+    ];
+    for (text, says) in wrong {
+        let error = from_toml(text).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+}
+
+#[test]
+fn one_engine_twice_is_refused() {
+    let publisher = "[[publisher]]\nendpoint = \"tcp://h:1\"\ntype = \"vLLM\"\nmodelname = \"m\"\n\
+                     instance_id = \"h:8000\"\nblock_size = 16\ndp_rank = 0\n";
+    assert!(from_toml(publisher).is_ok());
+    let error = from_toml(&publisher.repeat(2)).unwrap_err().to_string();
+    assert!(error.contains("h:8000 rank 0") && error.contains("twice"), "{error}");
+}
+
+#[test]
+fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "grpc_listen = \"127.0.0.1:1\"\nhttp_listen = \"127.0.0.1:2\"\ndata_dir = \"/d\"")
+        .unwrap();
+    let path = file.path().to_str().unwrap();
+    let typed = [
+        "kvd",
+        "serve",
+        "--config",
+        path,
+        "--grpc-listen",
+        "127.0.0.1:9",
+        "--data-dir",
+        "",
+        "--drain-timeout",
+        "70ms",
+    ];
+    let crate::args::Command::Serve(args) = crate::args::Cli::try_parse_from(typed).unwrap().command else {
+        panic!("serve was typed")
+    };
+    let config = Config::load(&args).unwrap();
+    assert_eq!((config.grpc_listen.as_str(), config.http_listen.as_str()), ("127.0.0.1:9", "127.0.0.1:2"));
+    assert_eq!(config.data_dir, None, "an empty flag takes back what the file says");
+    assert_eq!(config.drain_timeout, Duration::from_millis(70));
+    assert_eq!(config.log_format, LogFormat::Text);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let args = Args { config: Some("/nowhere/kvd.toml".into()), ..Args::default() };
+    assert!(
+        Config::load(&args)
+            .unwrap_err()
+            .to_string()
+            .starts_with("config file /nowhere/kvd.toml: No such file")
+    );
+}

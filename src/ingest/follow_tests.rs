@@ -1,0 +1,409 @@
+//! Conversations with a follower: what it is told, what it tells the index.
+//!
+//! `3@100` is batch 3 of the engine that was started at 100.
+
+use super::testing::{Rig, cleared, noise, stored};
+use crate::publisher::PublisherState::{Connecting, Live, Partial, Replaying};
+
+#[test]
+fn a_stream_followed_from_its_first_batch_is_live() {
+    let mut rig = Rig::new(false);
+    assert_eq!(rig.follower.state(), Connecting);
+    rig.live(0..3);
+    assert_eq!(rig.told(), "0@100 1@100 2@100");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+    assert_eq!(rig.follower.last_seq(), Some(2));
+}
+
+#[test]
+fn a_late_subscriber_asks_for_the_history() {
+    let mut rig = Rig::new(true);
+    assert_eq!(rig.asked_from(), Some(0));
+    rig.live([3]);
+    assert_eq!(rig.told(), "", "held back");
+    assert_eq!(rig.follower.state(), Replaying);
+    rig.replay(0..4);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100");
+    assert_eq!(rig.asked_from(), None, "the rest of the answer is of no use");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+    rig.live([4]);
+    assert_eq!(rig.told(), "4@100");
+}
+
+#[test]
+fn live_batches_apply_without_waiting_for_the_replay() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 1]);
+    assert_eq!(rig.told(), "0@100 1@100");
+    assert_eq!((rig.follower.state(), rig.asked_from()), (Live, None));
+}
+
+#[test]
+fn what_a_replay_brought_is_not_applied_again() {
+    let mut rig = Rig::new(true);
+    rig.replay(0..5);
+    rig.end();
+    rig.live(3..7);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 4@100 5@100 6@100");
+    assert_eq!(rig.counters.restarts.get(), 0);
+}
+
+#[test]
+fn an_engine_that_published_nothing_yet_is_known_completely() {
+    let mut rig = Rig::new(true);
+    rig.end();
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+    assert_eq!(rig.follower.last_seq(), None);
+}
+
+/// The peer's lockout: it refused a history that does not begin at 0, and then everything.
+#[test]
+fn a_history_that_begins_late_is_taken_as_it_is() {
+    let mut rig = Rig::new(true);
+    rig.live([9]);
+    rig.replay(5..10);
+    assert_eq!(rig.told(), "clear 5@100 6@100 7@100 8@100 9@100");
+    assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
+    rig.live([10]);
+    assert_eq!(rig.told(), "10@100");
+}
+
+#[test]
+fn a_clear_of_everything_completes_what_was_partial() {
+    let mut rig = Rig::new(false);
+    rig.live([7]);
+    assert_eq!(rig.follower.state(), Partial);
+    rig.live_raw(8, &cleared(108.0));
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn a_gap_is_healed_by_a_replay_from_the_last_batch() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 1, 4, 5]);
+    assert_eq!((rig.asked_from(), rig.follower.state()), (Some(1), Replaying));
+    assert!(!rig.follower.is_complete());
+    rig.replay(1..4);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 4@100 5@100");
+    assert_eq!((rig.counters.gaps.get(), rig.counters.losses.get()), (1, 0));
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn without_a_replay_endpoint_a_gap_forgets_what_was_known() {
+    let mut rig = Rig::new(false);
+    rig.live([0, 1, 4, 5]);
+    assert_eq!(rig.told(), "0@100 1@100 clear 4@100 5@100");
+    assert_eq!(rig.follower.state(), Partial);
+}
+
+/// vLLM 0.32 drops messages in the middle of a deep replay and still says it is whole.
+#[test]
+fn a_hole_inside_a_replay_is_asked_for_again() {
+    let mut rig = Rig::new(true);
+    rig.live([9]);
+    rig.replay([0, 1, 2, 5]);
+    assert_eq!(rig.asked_from(), Some(2), "at once, from the last that came");
+    rig.replay([2, 3, 4, 7]);
+    assert_eq!(rig.asked_from(), Some(4));
+    rig.replay(4..9);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 4@100 5@100 6@100 7@100 8@100 9@100");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn a_replay_that_ends_too_early_is_asked_for_again() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 5]);
+    rig.replay([0, 1, 2]);
+    rig.end();
+    assert_eq!(rig.asked_from(), Some(2));
+    rig.replay(2..5);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 4@100 5@100");
+}
+
+#[test]
+fn a_hole_that_every_replay_has_is_accepted_in_the_end() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 5]);
+    for _ in 0..2 {
+        rig.replay([0, 2]);
+        assert_eq!(rig.asked_from(), None, "its answers are of no use any more");
+        rig.wait();
+    }
+    rig.replay([0, 2, 3, 4]);
+    assert_eq!(rig.told(), "0@100 clear 2@100 3@100 4@100 5@100");
+    assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
+}
+
+#[test]
+fn a_replay_that_never_answers_is_given_up() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 3, 4]);
+    let mut waits = 0;
+    while rig.asked_from().is_some() {
+        rig.wait();
+        waits += 1;
+    }
+    assert_eq!(waits, 5, "three attempts and two pauses");
+    assert_eq!(rig.told(), "0@100 clear 3@100 4@100");
+    assert_eq!(rig.follower.state(), Partial);
+    rig.live([5]);
+    assert_eq!(rig.told(), "5@100");
+}
+
+#[test]
+fn an_engine_that_is_not_up_yet_is_asked_until_it_is() {
+    let mut rig = Rig::new(true);
+    for _ in 0..100 {
+        rig.wait();
+    }
+    assert_eq!(rig.follower.state(), Connecting);
+    if rig.asked_from().is_none() {
+        rig.wait();
+    }
+    rig.replay([0, 1]);
+    rig.end();
+    assert_eq!(rig.told(), "0@100 1@100");
+    assert_eq!(rig.follower.state(), Live);
+}
+
+#[test]
+fn an_endless_replay_is_cut_off() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 1_000_000]);
+    rig.replay([0]);
+    let mut seq = 1;
+    while rig.asked_from().is_some() {
+        rig.now += std::time::Duration::from_secs(1);
+        rig.replay([seq]);
+        seq += 1;
+    }
+    assert_eq!(seq, 61);
+    assert!(rig.told().ends_with("60@100 clear 1000000@100"), "as long as it is patient");
+}
+
+#[test]
+fn a_sequence_that_goes_back_is_a_new_engine() {
+    let mut rig = Rig::new(false);
+    rig.live(0..3);
+    rig.start = 200.0;
+    rig.live([0, 1]);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 clear 0@200 1@200");
+    assert_eq!((rig.follower.state(), rig.follower.last_seq()), (Live, Some(1)));
+    assert_eq!(rig.counters.restarts.get(), 1);
+}
+
+#[test]
+fn a_restart_whose_first_batches_were_missed_is_replayed() {
+    let mut rig = Rig::new(true);
+    rig.live(0..6);
+    rig.start = 200.0;
+    rig.live([2]);
+    assert_eq!(rig.asked_from(), Some(0));
+    rig.replay(0..3);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 4@100 5@100 clear 0@200 1@200 2@200");
+    assert_eq!(rig.follower.state(), Live);
+}
+
+#[test]
+fn a_restart_that_looks_like_a_gap_shows_in_the_time_of_the_last_batch() {
+    let mut rig = Rig::new(true);
+    rig.live(0..3);
+    rig.start = 200.0;
+    rig.live([5]);
+    assert_eq!(rig.asked_from(), Some(2));
+    rig.replay([2]);
+    assert_eq!(rig.asked_from(), Some(0), "the new engine from its start");
+    rig.replay(0..6);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 clear 0@200 1@200 2@200 3@200 4@200 5@200");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn a_replay_of_nothing_where_something_must_be_is_a_new_engine() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 1, 2, 5]);
+    rig.start = 200.0;
+    rig.end();
+    assert_eq!(rig.asked_from(), Some(0));
+    rig.replay([0, 1]);
+    rig.end();
+    assert_eq!(rig.told(), "0@100 1@100 2@100 clear 0@200 1@200");
+    assert_eq!(rig.follower.state(), Live);
+}
+
+#[test]
+fn numbers_that_fall_within_a_replay_are_a_new_engine() {
+    let mut rig = Rig::new(true);
+    rig.replay([0, 1, 2]);
+    rig.start = 200.0;
+    rig.replay([0, 1]);
+    rig.end();
+    assert_eq!(rig.told(), "0@100 1@100 2@100 clear 0@200 1@200");
+}
+
+#[test]
+fn an_engine_without_a_history_is_followed_all_the_same() {
+    let mut rig = Rig::new(true);
+    rig.end();
+    rig.live([0, 1, 4]);
+    while rig.asked_from().is_some() {
+        rig.end();
+        if rig.follower.state() == Replaying {
+            rig.wait();
+        }
+    }
+    rig.told();
+    rig.live([5]);
+    for _ in 0..9 {
+        if rig.asked_from().is_some() {
+            rig.end();
+        } else if rig.follower.state() == Replaying {
+            rig.wait();
+        }
+    }
+    assert!(rig.told().ends_with("5@100"));
+    assert_eq!(rig.follower.state(), Partial);
+}
+
+#[test]
+fn garbage_beside_a_valid_stream_changes_nothing() {
+    let mut rig = Rig::new(false);
+    for seq in 0..5 {
+        let good = stored(100.0, seq);
+        rig.live_raw(u64::MAX, b"\xc1\xc1");
+        rig.live_raw(seq, &good[..good.len() / 2]);
+        rig.live_raw(7_000, &noise(1.0));
+        rig.live_raw(0, &noise(1.0));
+        rig.live_raw(seq, &good);
+        rig.live_raw(seq, b"");
+    }
+    let told = rig.told();
+    let applied: Vec<&str> = told.split(' ').filter(|t| *t != "none").collect();
+    assert_eq!(applied, ["0@100", "1@100", "2@100", "3@100", "4@100"]);
+    assert_eq!((rig.counters.restarts.get(), rig.counters.losses.get()), (0, 0));
+    assert_eq!((rig.follower.state(), rig.counters.malformed.get()), (Live, 15));
+}
+
+#[test]
+fn noise_with_the_next_number_is_followed_by_the_batch_itself() {
+    let mut rig = Rig::new(false);
+    rig.live([0]);
+    rig.live_raw(1, &noise(101.0));
+    rig.live(1..3);
+    assert_eq!(rig.told(), "0@100 none 1@100 2@100");
+}
+
+#[test]
+fn noise_among_held_back_batches_is_replaced_by_the_batch_itself() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 3]);
+    rig.live_raw(4, &noise(104.0));
+    rig.live([4, 5]);
+    rig.replay([0, 1, 2]);
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 4@100 5@100");
+}
+
+#[test]
+fn a_batch_that_cannot_be_read_even_when_replayed_is_stepped_over() {
+    let mut rig = Rig::new(true);
+    rig.live([0]);
+    rig.live_raw(1, b"\xc1");
+    rig.live([2]);
+    assert_eq!(rig.asked_from(), Some(0));
+    rig.replay([0]);
+    rig.replay_raw(1, b"\xc1");
+    assert_eq!(rig.told(), "0@100 2@100");
+    assert_eq!((rig.follower.state(), rig.counters.losses.get()), (Partial, 0));
+}
+
+#[test]
+fn without_a_replay_a_batch_that_cannot_be_read_is_stepped_over_too() {
+    let mut rig = Rig::new(false);
+    rig.live([0]);
+    rig.live_raw(1, b"\xc1");
+    rig.live([2]);
+    assert_eq!(rig.told(), "0@100 2@100");
+    assert_eq!(rig.follower.state(), Partial);
+}
+
+#[test]
+fn more_than_may_be_held_back_gives_the_replay_up() {
+    let mut rig = Rig::new(true);
+    rig.live([0]);
+    rig.live(5..16);
+    assert!(rig.told().starts_with("0@100 clear 5@100 6@100"));
+    assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
+    assert_eq!(rig.follower.held().0, 0);
+}
+
+#[test]
+fn an_answer_to_an_earlier_request_is_not_taken() {
+    let mut rig = Rig::new(true);
+    let first = rig.asked;
+    rig.wait();
+    rig.wait();
+    assert_ne!(rig.asked, first);
+    let second = std::mem::replace(&mut rig.asked, first);
+    rig.replay([0, 1]);
+    assert_eq!(rig.told(), "");
+    rig.asked = second;
+    rig.replay([0, 1]);
+    assert_eq!(rig.told(), "0@100 1@100");
+}
+
+#[test]
+fn silence_is_followed_by_a_check_that_finds_what_was_missed() {
+    let mut rig = Rig::new(true);
+    rig.replay([0, 1]);
+    rig.end();
+    rig.wait();
+    assert_eq!((rig.asked_from(), rig.follower.state()), (Some(1), Live));
+    rig.replay([1, 2]);
+    rig.end();
+    assert_eq!(rig.told(), "0@100 1@100 2@100");
+    assert_eq!(rig.asked_from(), None);
+}
+
+#[test]
+fn a_check_that_is_not_answered_changes_nothing() {
+    let mut rig = Rig::new(true);
+    rig.live([0, 1]);
+    rig.wait();
+    assert_eq!(rig.asked_from(), Some(1));
+    rig.wait();
+    assert_eq!((rig.told().as_str(), rig.follower.state()), ("0@100 1@100", Live));
+}
+
+#[test]
+fn a_check_finds_an_engine_that_restarted_and_fell_silent() {
+    let mut rig = Rig::new(true);
+    rig.live(0..4);
+    rig.wait();
+    rig.replay([3]);
+    rig.end();
+    rig.start = 200.0;
+    rig.wait();
+    rig.end();
+    assert_eq!(rig.asked_from(), Some(0));
+    rig.replay([0]);
+    rig.end();
+    assert_eq!(rig.told(), "0@100 1@100 2@100 3@100 clear 0@200");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn another_publisher_id_is_another_life_of_the_engine() {
+    let mut rig = Rig::new(false);
+    let mut speak = |id: u8, seq: u64, start: f64| {
+        let mut frame = seq.to_be_bytes().to_vec();
+        frame.extend([id; 16]);
+        let message = [&b""[..], &frame, &stored(start, seq)].iter().collect();
+        rig.follower.live(message, rig.now, rig.now);
+    };
+    speak(1, 0, 100.0);
+    speak(1, 1, 100.0);
+    speak(2, 2, 200.0);
+    assert_eq!(rig.told(), "0@100 1@100 clear clear 2@200");
+}

@@ -1,0 +1,249 @@
+//! One publisher's messages, in order, from the readers to the index.
+//!
+//! Batches of one engine apply in the order it sent them, so the unit of scheduling is the
+//! lane, never the batch: a lane is in at most one thread's hands, and after a turn it goes to
+//! the end of the line, so that a flooding publisher delays only itself.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use kvindex::{HolderId, Index};
+use kvproto::Batch;
+use parking_lot::Mutex;
+
+use super::apply::Signal;
+use super::follow::{Follower, Limits, Profile, Request, Sink};
+use super::gauges::Gauges;
+use super::message::Message;
+use super::queue::{self, Item, Queue, QueueLimits};
+use super::socket::Address;
+use super::stats::Counters;
+use crate::publisher::{Freshness, PublisherSpec, PublisherStatus};
+
+/// Messages that a lane may apply before it is the next one's turn.
+const TURN: usize = 64;
+
+/// The longest text of a status, in characters.
+const MAX_ERROR: usize = 300;
+
+/// The index as one holder's follower sees it.
+pub struct Place {
+    /// The index.
+    pub index: Arc<Index>,
+    /// Whose place.
+    pub holder: HolderId,
+}
+
+impl Sink for Place {
+    fn apply(&mut self, batch: &Batch<'_>) {
+        self.index.apply(self.holder, batch);
+    }
+
+    fn clear(&mut self) {
+        self.index.clear(self.holder);
+    }
+}
+
+/// A publisher's lane.
+pub struct Lane {
+    /// The registration.
+    pub spec: PublisherSpec,
+    /// Its place in the index.
+    pub holder: HolderId,
+    /// Where to ask for a replay.
+    pub replay: Option<Address>,
+    /// Counters.
+    pub counters: Arc<Counters>,
+    limits: QueueLimits,
+    queue: Mutex<Queue>,
+    follower: Mutex<Follower<Place>>,
+    /// The deadline that the apply thread knows of.
+    armed: Mutex<Option<Instant>>,
+    gauges: Gauges,
+    last_error: Mutex<Option<String>>,
+    ready: Sender<Signal>,
+}
+
+/// What a turn left to do.
+pub struct Turn {
+    /// Replay requests, in order.
+    pub requests: Vec<Request>,
+    /// When the lane wants to be woken, if the apply thread does not know yet.
+    pub wake_at: Option<Instant>,
+}
+
+impl Lane {
+    /// A lane that has not been scheduled yet.
+    pub fn new(
+        spec: PublisherSpec,
+        place: Place,
+        replay: Option<Address>,
+        profile: Profile,
+        limits: (QueueLimits, Limits),
+        ready: Sender<Signal>,
+    ) -> Lane {
+        let counters = Arc::new(Counters::default());
+        let holder = place.holder;
+        let follower = Follower::new(place, profile, limits.1, Arc::clone(&counters), Instant::now());
+        Lane {
+            spec,
+            holder,
+            replay,
+            counters,
+            limits: limits.0,
+            queue: Mutex::default(),
+            follower: Mutex::new(follower),
+            armed: Mutex::default(),
+            gauges: Gauges::default(),
+            last_error: Mutex::default(),
+            ready,
+        }
+    }
+
+    /// Takes a live message, or drops and counts it where the queue is full: the gap that it
+    /// leaves is noticed and repaired like any other.
+    pub fn push_live(self: &Arc<Self>, message: Message, at: Instant) {
+        self.gauges.last_message.set(Some(at));
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return;
+        }
+        if !queue.push_live(message, at, &self.limits) {
+            return self.counters.dropped.add(1);
+        }
+        self.counters.messages.add(1);
+        if !queue.scheduled {
+            self.gauges.oldest_queued.set_if_none(at);
+        }
+        self.line_up(&mut queue);
+    }
+
+    /// Takes an answer to request `ask`. False where there is no room: the request is cut off
+    /// and the lane will ask for the rest.
+    pub fn push_answer(self: &Arc<Self>, ask: u64, message: Message) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return false;
+        }
+        let fits = queue.push_answer(ask, message, &self.limits);
+        self.line_up(&mut queue);
+        fits
+    }
+
+    /// Asks for a turn, whether or not there are messages.
+    pub fn schedule(self: &Arc<Self>) {
+        self.line_up(&mut self.queue.lock());
+    }
+
+    /// Goes to the end of the line, unless in it or having a turn.
+    fn line_up(self: &Arc<Self>, queue: &mut Queue) {
+        if !queue.scheduled {
+            queue.scheduled = true;
+            // Fails only when the apply threads have stopped, and then nothing is to be done.
+            let _ = self.ready.send(Signal::Ready(Arc::clone(self)));
+        }
+    }
+
+    /// Drops what waits and takes nothing more.
+    pub fn close(&self) {
+        self.queue.lock().close();
+    }
+
+    /// Whether the publisher is no longer registered.
+    pub fn is_closed(&self) -> bool {
+        self.queue.lock().closed
+    }
+
+    /// Applies what waits, up to a limit, and lines up again if there is more.
+    pub fn turn(self: &Arc<Self>) -> Turn {
+        let mut follower = self.follower.lock();
+        let mut items = self.queue.lock().take(TURN);
+        let mut requests = Vec::new();
+        while let Some(item) = items.pop_front() {
+            let now = Instant::now();
+            match item {
+                Item::Live { message, at } => follower.live(message, at, now),
+                Item::Answer { ask, message } => follower.answer(ask, &message, now),
+                Item::CutOff { ask } => follower.cut_off(ask, now),
+            }
+            requests.extend(follower.take_request());
+            self.show(&mut follower, queue::oldest(&items));
+        }
+        let now = Instant::now();
+        if follower.deadline().is_some_and(|at| at <= now) {
+            follower.timeout(now);
+        }
+        let mut queue = self.queue.lock();
+        if queue.overflowed && queue.is_empty() {
+            // Nothing may come after what was dropped, and then no gap would show it.
+            queue.overflowed = !follower.check_now(now);
+        }
+        requests.extend(follower.take_request());
+        self.show(&mut follower, queue.oldest());
+        queue.scheduled = false;
+        if !queue.is_empty() {
+            self.line_up(&mut queue);
+        }
+        let deadline = follower.deadline().filter(|_| !queue.closed);
+        Turn { requests, wake_at: deadline.filter(|d| self.arm(*d, now)) }
+    }
+
+    /// Whether the apply thread must be told of `deadline`.
+    fn arm(&self, deadline: Instant, now: Instant) -> bool {
+        let mut armed = self.armed.lock();
+        let unknown = armed.is_none_or(|at| deadline < at || at <= now);
+        if unknown {
+            *armed = Some(deadline);
+        }
+        unknown
+    }
+
+    /// Makes visible where the follower stands.
+    fn show(&self, follower: &mut Follower<Place>, waiting: Option<Instant>) {
+        if let Some(error) = follower.take_error() {
+            self.note_error(error);
+        }
+        let (held, held_since) = follower.held();
+        self.gauges.set(follower.state(), follower.is_complete(), follower.last_seq(), held);
+        self.gauges.oldest_queued.set(held_since.into_iter().chain(waiting).min());
+    }
+
+    /// Notes what went wrong outside the follower.
+    pub fn note_error(&self, mut text: String) {
+        if let Some((end, _)) = text.char_indices().nth(MAX_ERROR) {
+            text.truncate(end);
+        }
+        *self.last_error.lock() = Some(text);
+    }
+
+    /// How far answers about this holder can be trusted.
+    pub fn freshness(&self) -> Freshness {
+        self.gauges.freshness()
+    }
+
+    /// Messages that wait to be applied, held back ones too.
+    pub fn queued(&self) -> u64 {
+        self.queue.lock().live() as u64 + self.gauges.held()
+    }
+
+    /// Everything worth knowing about the publisher.
+    pub fn status(&self) -> PublisherStatus {
+        let c = &self.counters;
+        PublisherStatus {
+            spec: self.spec.clone(),
+            holder: self.holder,
+            freshness: self.freshness(),
+            batches: c.batches.get(),
+            events: c.events.get(),
+            events_skipped: c.events_skipped.get(),
+            gaps: c.gaps.get(),
+            restarts: c.restarts.get(),
+            replays: c.replays.get(),
+            malformed: c.malformed.get(),
+            dropped: c.dropped.get(),
+            queued: self.queued(),
+            last_error: self.last_error.lock().clone(),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Follows one publisher: what happens when batches cannot be had?
+//!
+//! A lost batch may have said that blocks are gone, so what was known is forgotten. A batch
+//! that arrived and could not be read is another matter: the stream around it is whole.
+
+use kvproto::engine::BatchError;
+use tracing::warn;
+
+use super::follow::{Follower, Sink};
+
+/// Unreadable messages whose numbers are remembered.
+const MAX_UNREADABLE: usize = 64;
+
+impl<S: Sink> Follower<S> {
+    /// Gives up what lies before the batches held back and goes on from them.
+    pub(super) fn accept_loss(&mut self, why: &str) {
+        self.finish();
+        self.drain();
+        while let Some(front) = self.held.front() {
+            let start = if self.is_unreadable(front) { Some(front) } else { self.held.last_run() };
+            let start = start.unwrap_or(front);
+            while self.held.front().is_some_and(|f| f < start) {
+                self.held.pop();
+            }
+            self.lose(start, why);
+            self.drain();
+        }
+    }
+
+    /// Whether everything between the last applied batch and `seq` came, but could not be read.
+    fn is_unreadable(&self, seq: u64) -> bool {
+        let Some(next) = self.cursor.next() else { return false };
+        let missing = seq.saturating_sub(next);
+        missing <= MAX_UNREADABLE as u64 && (next..seq).all(|s| self.unreadable.contains(&s))
+    }
+
+    /// Moves to just before `seq` without the batches in between.
+    pub(super) fn lose(&mut self, seq: u64, why: &str) {
+        // What could not be read was not lost on the way: the rest of the stream is whole, and
+        // forgetting everything for it would let one odd batch empty the index.
+        if !self.is_unreadable(seq) {
+            warn!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), seq,
+                "batches lost for good, learning anew");
+            self.error(format!("batches before {seq} are lost: {why}"));
+            self.counters.losses.add(1);
+            self.sink.clear();
+        }
+        self.complete = false;
+        match seq.checked_sub(1) {
+            Some(before) => self.cursor.stepped_over(before),
+            None => self.cursor.forget_applied(),
+        }
+    }
+
+    /// Moves past a batch that nothing can be read of.
+    pub(super) fn step_over(&mut self, seq: u64, e: &BatchError) {
+        self.malformed(e);
+        self.complete = false;
+        self.cursor.stepped_over(seq);
+        self.forget_unreadable(seq);
+    }
+
+    /// Drops the numbers that the cursor has passed.
+    pub(super) fn forget_unreadable(&mut self, last: u64) {
+        while self.unreadable.first().is_some_and(|&s| s <= last) {
+            self.unreadable.pop_first();
+        }
+    }
+
+    pub(super) fn remember_unreadable(&mut self, seq: u64) {
+        if self.unreadable.len() < MAX_UNREADABLE && self.cursor.last().is_none_or(|last| seq > last) {
+            self.unreadable.insert(seq);
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Who is followed, and what it takes to follow them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+
+use crossbeam_channel::Sender;
+use kvindex::{HolderId, Index};
+use parking_lot::{Mutex, RwLock};
+use tracing::{info, warn};
+
+use super::apply::Signal;
+use super::budget::Budget;
+use super::config::{IngestConfig, Listen};
+use super::follow::Limits;
+use super::hub::Hub;
+use super::lane::{Lane, Place};
+use super::queue::QueueLimits;
+use super::reader::{Inflow, Inlet, Readers};
+use super::replay::Patience;
+use super::socket::Address;
+use super::spec::{check, holder_spec, profile};
+use super::stats::{Counter, Totals};
+use super::store::Store;
+use super::{RegisterError, Registered};
+use crate::publisher::{Freshness, PublisherSpec, PublisherState, PublisherStatus, Selector};
+
+/// Tenant, model, instance, rank.
+type Key = (String, String, String, u32);
+
+/// Silence after which a replay endpoint is asked whether anything was missed.
+const CHECK_AFTER: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// A registration in force.
+struct Entry {
+    lane: Arc<Lane>,
+    hub: Option<Arc<Hub>>,
+    /// Registered by its topic; comes again by itself and is not kept on disk.
+    stranger: bool,
+}
+
+#[derive(Default)]
+struct Book {
+    entries: BTreeMap<Key, Entry>,
+    /// By address.
+    hubs: HashMap<String, (u64, Arc<Hub>)>,
+    next_hub: u64,
+    /// What publishers that are gone have counted.
+    retired: Totals,
+}
+
+/// What goes with a registration when it is made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Someone asked for it and waits for the answer.
+    Asked,
+    /// It was asked for before a restart: an address that cannot be used now may be again.
+    Reloaded,
+    /// It is a stranger's.
+    Topic,
+}
+
+/// All registrations.
+pub struct Registry {
+    index: Arc<Index>,
+    config: IngestConfig,
+    /// Of all queues together.
+    budget: Arc<Budget>,
+    readers: Arc<Readers>,
+    appliers: Vec<Sender<Signal>>,
+    next_applier: AtomicU64,
+    book: Mutex<Book>,
+    by_holder: RwLock<HashMap<HolderId, Arc<Lane>>>,
+    /// Instances registered, and how often.
+    pods: RwLock<HashMap<String, usize>>,
+    /// `None` = in memory only. Held while writing, so that the last writer's view is the newest.
+    store: Mutex<Option<Store>>,
+    /// Messages on shared sockets that belong to nobody.
+    pub unclaimed: Counter,
+}
+
+impl Registry {
+    /// A registry of nobody yet.
+    pub fn new(
+        index: Arc<Index>,
+        config: IngestConfig,
+        readers: Arc<Readers>,
+        appliers: Vec<Sender<Signal>>,
+        store: Option<Store>,
+    ) -> Registry {
+        Registry {
+            index,
+            budget: Budget::new(config.total_queue_bytes),
+            config,
+            readers,
+            appliers,
+            next_applier: AtomicU64::new(0),
+            book: Mutex::default(),
+            by_holder: RwLock::default(),
+            pods: RwLock::default(),
+            store: Mutex::new(store),
+            unclaimed: Counter::default(),
+        }
+    }
+
+    /// Listens for engines that register themselves.
+    pub fn listen(self: &Arc<Self>, listen: Listen) -> zmq::Result<()> {
+        let mut book = self.book.lock();
+        let bind = listen.bind.clone();
+        self.open_hub(&mut book, &bind, Some(listen)).map(drop)
+    }
+
+    /// Follows `spec` from now on and keeps the registration.
+    pub fn register(self: &Arc<Self>, spec: PublisherSpec) -> Result<Registered, RegisterError> {
+        let registered = self.follow(spec, Origin::Asked)?;
+        self.save()?;
+        Ok(registered)
+    }
+
+    /// Follows `spec`, which was registered before a restart.
+    pub fn reload(self: &Arc<Self>, spec: PublisherSpec) -> Result<Registered, RegisterError> {
+        self.follow(spec, Origin::Reloaded)
+    }
+
+    /// Follows a stranger on `hub`, if there is room for more.
+    pub fn welcome(self: &Arc<Self>, hub: &Hub, spec: PublisherSpec) -> Option<Arc<Lane>> {
+        let here = |e: &&Entry| e.stranger && e.lane.spec.bind.as_deref() == Some(hub.bind.as_str());
+        if self.book.lock().entries.values().filter(here).count() >= hub.max_strangers() {
+            return None;
+        }
+        match self.follow(spec, Origin::Topic) {
+            Ok(registered) => self.lane(registered.holder),
+            Err(e) => {
+                warn!(bind = hub.bind, error = %e, "engine that dialled in cannot be followed");
+                None
+            }
+        }
+    }
+
+    fn follow(self: &Arc<Self>, spec: PublisherSpec, origin: Origin) -> Result<Registered, RegisterError> {
+        check(&spec)?;
+        let dial = spec.endpoint.as_deref().map(Address::look_up);
+        let replay = spec.replay_endpoint.as_deref().map(Address::look_up);
+        let mut book = self.book.lock();
+        let key = key_of(&spec);
+        let known = book.entries.get(&key);
+        if let Some(same) = known.filter(|e| e.lane.spec == spec) {
+            return Ok(Registered { replaced: false, holder: same.lane.holder });
+        }
+        if known.is_none() && book.entries.len() >= self.config.max_publishers {
+            return Err(RegisterError::TooMany { max: self.config.max_publishers });
+        }
+        // The old registration's topic may be the new one's.
+        let replaced = book.entries.remove(&key).map(|old| self.part(old));
+        let hub = match &spec.bind {
+            Some(bind) => self.join(&mut book, bind, &spec, origin)?,
+            None => None,
+        };
+        let holder = self.index.attach(holder_spec(&spec));
+        let lane = self.lane_for(spec, holder, replay);
+        if let Some(address) = &dial {
+            let inlet = Inlet::Live(holder);
+            match self.readers.sockets().dial(self.readers.desk_of(inlet), address) {
+                Ok(socket) => self.readers.add(inlet, socket, Inflow::Lane(Arc::clone(&lane))),
+                Err(e) if origin == Origin::Reloaded => unusable(&lane, "endpoint", e),
+                Err(e) => {
+                    self.index.detach(holder);
+                    self.close_idle(&mut book);
+                    return Err(RegisterError::Address { field: "endpoint", why: e.to_string() });
+                }
+            }
+        }
+        match &hub {
+            Some(hub) => hub.add(&lane),
+            None if lane.spec.bind.is_some() => {
+                lane.note_error("bind: the address cannot be used".to_owned())
+            }
+            None => {}
+        }
+        *self.pods.write().entry(lane.spec.instance_id.clone()).or_default() += 1;
+        self.by_holder.write().insert(holder, Arc::clone(&lane));
+        lane.schedule();
+        let name = name_of(&lane.spec);
+        info!(publisher = %name, holder = holder.0, replaced = replaced.is_some(), "following");
+        book.entries.insert(key, Entry { lane, hub, stranger: origin == Origin::Topic });
+        if let Some(counted) = &replaced {
+            book.retired.merge(counted);
+        }
+        self.close_idle(&mut book);
+        Ok(Registered { replaced: replaced.is_some(), holder })
+    }
+
+    fn lane_for(&self, spec: PublisherSpec, holder: HolderId, replay: Option<Address>) -> Arc<Lane> {
+        let c = &self.config;
+        let queue = QueueLimits {
+            messages: c.queue_messages,
+            bytes: c.queue_bytes,
+            budget: Arc::clone(&self.budget),
+        };
+        let patience =
+            Patience { timeout: c.replay_timeout, attempts: c.replay_attempts, total: c.replay_total };
+        let limits = Limits {
+            patience,
+            held_batches: c.held_batches,
+            held_bytes: c.held_bytes,
+            check_after: CHECK_AFTER,
+        };
+        let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
+        let profile = profile(&spec, name_of(&spec));
+        let place = Place { index: Arc::clone(&self.index), holder };
+        Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
+    }
+
+    /// The hub for a new publisher; `None` where the address cannot be used at the moment.
+    fn join(
+        self: &Arc<Self>,
+        book: &mut Book,
+        bind: &str,
+        spec: &PublisherSpec,
+        origin: Origin,
+    ) -> Result<Option<Arc<Hub>>, RegisterError> {
+        let hub = match self.open_hub(book, bind, None) {
+            Ok(hub) => hub,
+            Err(e) if origin == Origin::Reloaded => {
+                warn!(bind, error = %e, "cannot listen for a registered publisher");
+                return Ok(None);
+            }
+            Err(e) => return Err(RegisterError::Address { field: "bind", why: e.to_string() }),
+        };
+        if hub.is_taken(spec) {
+            let why =
+                format!("another publisher on {bind} would get the same messages; give each its own topic");
+            return Err(RegisterError::Invalid { field: "topic", why });
+        }
+        Ok(Some(hub))
+    }
+
+    fn open_hub(
+        self: &Arc<Self>,
+        book: &mut Book,
+        bind: &str,
+        listen: Option<Listen>,
+    ) -> zmq::Result<Arc<Hub>> {
+        if let Some((_, hub)) = book.hubs.get(bind) {
+            return Ok(Arc::clone(hub));
+        }
+        let inlet = Inlet::Hub(book.next_hub);
+        let socket = self.bind_patiently(self.readers.desk_of(inlet), bind)?;
+        let registry: Weak<Registry> = Arc::downgrade(self);
+        let hub = Arc::new(Hub::new(bind.to_owned(), listen, registry));
+        self.readers.add(inlet, socket, Inflow::Hub(Arc::clone(&hub)));
+        book.hubs.insert(bind.to_owned(), (book.next_hub, Arc::clone(&hub)));
+        book.next_hub += 1;
+        Ok(hub)
+    }
+
+    /// libzmq lets go of an address some time after its socket was closed.
+    fn bind_patiently(&self, desk: usize, bind: &str) -> zmq::Result<zmq::Socket> {
+        for _ in 0..20 {
+            match self.readers.sockets().listen(desk, bind) {
+                Err(zmq::Error::EADDRINUSE) => std::thread::sleep(std::time::Duration::from_millis(25)),
+                other => return other,
+            }
+        }
+        self.readers.sockets().listen(desk, bind)
+    }
+
+    /// Stops following, and returns what was counted.
+    fn part(&self, entry: Entry) -> Totals {
+        let lane = &entry.lane;
+        if let Some(hub) = &entry.hub {
+            hub.remove(lane);
+        }
+        lane.close();
+        self.readers.remove(Inlet::Live(lane.holder));
+        self.readers.remove(Inlet::Replay(lane.holder));
+        self.by_holder.write().remove(&lane.holder);
+        let mut pods = self.pods.write();
+        if let Some(n) = pods.get_mut(&lane.spec.instance_id) {
+            *n -= 1;
+            if *n == 0 {
+                pods.remove(&lane.spec.instance_id);
+            }
+        }
+        drop(pods);
+        self.index.detach(lane.holder);
+        let mut counted = Totals::default();
+        counted.add(&lane.counters);
+        counted
+    }
+
+    /// Closes bound sockets that nobody uses.
+    fn close_idle(&self, book: &mut Book) {
+        book.hubs.retain(|_, (n, hub)| {
+            let keep = !hub.is_idle();
+            if !keep {
+                self.readers.remove(Inlet::Hub(*n));
+            }
+            keep
+        });
+    }
+
+    /// Stops following the publishers that `selector` means, and returns them.
+    pub fn unregister(&self, selector: &Selector) -> Result<Vec<PublisherSpec>, RegisterError> {
+        let mut removed = Vec::new();
+        {
+            let mut book = self.book.lock();
+            let keys: Vec<Key> = book
+                .entries
+                .iter()
+                .filter(|(_, e)| e.lane.spec.matches(selector))
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in keys {
+                let Some(entry) = book.entries.remove(&key) else { continue };
+                let spec = entry.lane.spec.clone();
+                info!(publisher = %name_of(&spec), "no longer following");
+                let counted = self.part(entry);
+                book.retired.merge(&counted);
+                removed.push(spec);
+            }
+            self.close_idle(&mut book);
+        }
+        if !removed.is_empty() {
+            self.save()?;
+        }
+        Ok(removed)
+    }
+
+    fn save(&self) -> Result<(), RegisterError> {
+        let store = self.store.lock();
+        let Some(store) = store.as_ref() else { return Ok(()) };
+        let specs = {
+            let book = self.book.lock();
+            book.entries.values().filter(|e| !e.stranger).map(|e| e.lane.spec.clone()).collect()
+        };
+        Ok(store.save(specs)?)
+    }
+
+    /// All publishers, by tenant, model, instance and rank.
+    pub fn list(&self) -> Vec<PublisherStatus> {
+        self.book.lock().entries.values().map(|e| e.lane.status()).collect()
+    }
+
+    /// How far answers about `holder` can be trusted.
+    pub fn freshness(&self, holder: HolderId) -> Option<Freshness> {
+        self.by_holder.read().get(&holder).map(|lane| lane.freshness())
+    }
+
+    fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
+        self.by_holder.read().get(&holder).cloned()
+    }
+
+    /// Whether `instance` is registered anywhere.
+    pub fn is_registered(&self, instance: &str) -> bool {
+        self.pods.read().contains_key(instance)
+    }
+
+    /// Sums over all publishers.
+    pub fn totals(&self) -> Totals {
+        let book = self.book.lock();
+        let mut totals = book.retired;
+        for entry in book.entries.values() {
+            totals.add(&entry.lane.counters);
+            totals.queued += entry.lane.queued();
+            totals.live += u64::from(entry.lane.freshness().state == PublisherState::Live);
+        }
+        totals.publishers = book.entries.len() as u64;
+        totals.unclaimed = self.unclaimed.get();
+        totals
+    }
+}
+
+fn unusable(lane: &Lane, field: &str, e: zmq::Error) {
+    warn!(publisher = %lane.spec.instance_id, field, error = %e, "address of a registered publisher cannot be used");
+    lane.note_error(format!("{field}: {e}"));
+}
+
+fn key_of(spec: &PublisherSpec) -> Key {
+    (spec.tenant_id.clone(), spec.model.clone(), spec.instance_id.clone(), spec.dp_rank)
+}
+
+/// A publisher's name in logs.
+fn name_of(spec: &PublisherSpec) -> String {
+    format!("{}/{}/{}#{}", spec.tenant_id, spec.model, spec.instance_id, spec.dp_rank)
+}

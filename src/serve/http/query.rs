@@ -1,0 +1,172 @@
+//! How much of a prompt does every instance hold? `/query` and `/query_by_hash`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use kvindex::{Answer, Prompt, Query};
+use kvproto::hash::canonical::MmItem;
+use kvproto::hash::llmd::RequestKey;
+use kvproto::{EngineHash, SeqHash};
+use serde::Deserialize;
+
+use super::error::{Refusal, json};
+use super::hashes::Hash64;
+use super::params::{Format, Params, Shape, read_shape};
+use super::{Http, answer, body, tokens};
+use crate::serve::{AskError, Asked, DEFAULT_TENANT, Service};
+
+/// The body of both. Empty texts are as good as none.
+#[derive(Debug, Deserialize)]
+struct QueryBody {
+    #[serde(alias = "modelname", alias = "model_name")]
+    model: Option<String>,
+    tenant_id: Option<String>,
+    instance_id: Option<String>,
+    block_size: Option<u32>,
+    #[serde(alias = "additional_salt")]
+    additionalsalt: Option<String>,
+    token_ids: Option<Vec<u32>>,
+    lora_name: Option<String>,
+    cache_salt: Option<String>,
+    mm_items: Option<Vec<Item>>,
+    #[serde(alias = "block_hashes", alias = "block_hash")]
+    seq_hashes: Option<Vec<Hash64>>,
+}
+
+/// A multimodal item placed in the prompt.
+#[derive(Debug, Deserialize)]
+struct Item {
+    hash: String,
+    offset: u32,
+    length: u32,
+}
+
+/// `POST /query`
+pub(super) async fn by_tokens(
+    State(http): State<Arc<Http>>,
+    params: Params<Format>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let shape = read_shape(params)?;
+    let arrived = http.bodies.read(request).await?;
+    let body = read_token_query(&arrived.bytes)?;
+    let Some(tokens) = &body.token_ids else { return Err(Refusal::missing("token_ids")) };
+    let mut items: Vec<MmItem<'_>> = body
+        .mm_items
+        .iter()
+        .flatten()
+        .map(|i| MmItem { identifier: &i.hash, offset: i.offset, length: i.length })
+        .collect();
+    items.sort_by_key(|i| i.offset);
+    let prompt = Prompt::Tokens {
+        tokens,
+        lora: non_empty(&body.lora_name),
+        cache_salt: non_empty(&body.cache_salt),
+        items: &items,
+    };
+    let ask = |query: &Query<'_>| http.service.ask(query);
+    respond(&http.service, &body, prompt, shape, ask)
+}
+
+/// `POST /query_by_hash`
+pub(super) async fn by_hash(
+    State(http): State<Arc<Http>>,
+    params: Params<Format>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let shape = read_shape(params)?;
+    let arrived = http.bodies.read(request).await?;
+    let body: QueryBody = body::parse(&arrived.bytes)?;
+    let Some(hashes) = &body.seq_hashes else { return Err(Refusal::missing("seq_hashes")) };
+    let canonical: Vec<SeqHash> = hashes.iter().map(|h| SeqHash(h.0)).collect();
+    let ask = |query: &Query<'_>| ask_by_any_kind(&http.service, query, hashes);
+    respond(&http.service, &body, Prompt::Canonical(&canonical), shape, ask)
+}
+
+/// The body of `/query`. Its array of tokens is long, so that is read apart.
+fn read_token_query(bytes: &[u8]) -> Result<QueryBody, Refusal> {
+    if let Some((rest, ids)) = tokens::split(bytes, "token_ids")
+        && let Ok(mut body) = serde_json::from_slice::<QueryBody>(&rest)
+    {
+        body.token_ids = Some(ids);
+        return Ok(body);
+    }
+    body::parse(bytes)
+}
+
+fn respond(
+    service: &Service,
+    body: &QueryBody,
+    prompt: Prompt<'_>,
+    shape: Shape,
+    ask: impl FnOnce(&Query<'_>) -> Result<Asked, AskError>,
+) -> Result<Response, Refusal> {
+    let Some(model) = non_empty(&body.model) else { return Err(Refusal::missing("model")) };
+    let tenant = non_empty(&body.tenant_id).unwrap_or(DEFAULT_TENANT);
+    let instance = non_empty(&body.instance_id);
+    let query = Query {
+        tenant,
+        model,
+        prompt,
+        block_size: body.block_size,
+        instances: instance.as_slice(),
+        salt: non_empty(&body.additionalsalt),
+        max_blocks: None,
+        speculative: false,
+        weights: service.weights,
+    };
+    let asked = ask(&query).map_err(refuse)?;
+    Ok(match shape {
+        Shape::Conductor => json(StatusCode::OK, &answer::conductor(tenant, &asked)),
+        Shape::Dynamo => json(StatusCode::OK, &answer::dynamo(&asked)),
+    })
+}
+
+/// Hashes do not say whose they are, and a client may have the canonical ones, those of its
+/// engine or llm-d's. By a wrong kind nothing is found, so of all kinds the best match counts.
+fn ask_by_any_kind(service: &Service, query: &Query<'_>, hashes: &[Hash64]) -> Result<Asked, AskError> {
+    let mut asked = service.ask(query)?;
+    let all_found = |asked: &Asked| asked.answer.scores.iter().all(|s| s.cached > 0);
+    if !all_found(&asked) {
+        let engine: Vec<EngineHash> = hashes.iter().map(|h| EngineHash(h.0)).collect();
+        keep_better(&mut asked, service, &Query { prompt: Prompt::Engine(&engine), ..*query })?;
+    }
+    if !all_found(&asked) {
+        let llmd: Vec<RequestKey> = hashes.iter().map(|h| RequestKey(h.0)).collect();
+        match keep_better(&mut asked, service, &Query { prompt: Prompt::Llmd(&llmd), ..*query }) {
+            // Without llm-d's seed configured there are no such keys to find.
+            Ok(()) | Err(AskError::HashKindNotIndexed { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(asked)
+}
+
+fn keep_better(asked: &mut Asked, service: &Service, query: &Query<'_>) -> Result<(), AskError> {
+    let other: Answer = service.prepared(query, |q| service.index.query(q))?;
+    for score in &mut asked.answer.scores {
+        if let Some(better) =
+            other.scores.iter().find(|s| s.holder == score.holder && s.cached > score.cached)
+        {
+            *score = better.clone();
+        }
+    }
+    Ok(())
+}
+
+/// A refused question, by the names that the fields have here.
+fn refuse(error: AskError) -> Refusal {
+    let field = match error.field() {
+        "hashes" => "seq_hashes",
+        "additional_salt" => "additionalsalt",
+        "candidates" => "instance_id",
+        field => field,
+    };
+    Refusal::bad(field, error.to_string())
+}
+
+fn non_empty(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|t| !t.is_empty())
+}
