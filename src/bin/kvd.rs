@@ -91,6 +91,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
+    raise_file_limit(config.ingest.max_publishers);
     match &config.data_dir {
         Some(dir) => check_data_dir(dir)?,
         None => info!("no data directory: registrations are kept in memory only"),
@@ -169,6 +170,24 @@ async fn listen(what: &str, flag: &str, address: &str) -> anyhow::Result<TcpList
         };
         anyhow!("cannot answer {what} on {address}: {error}; {remedy} with {flag}")
     })
+}
+
+/// Takes as many open files as the system allows, because every publisher needs a few, and says
+/// where that may not be enough.
+fn raise_file_limit(publishers: usize) {
+    /// Sockets and their wake-ups of one publisher, its replay included.
+    const PER_PUBLISHER: u64 = 5;
+    /// Everything else: listeners, clients, logs.
+    const REST: u64 = 256;
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => {
+            let wanted = publishers as u64 * PER_PUBLISHER + REST;
+            if limit < wanted {
+                warn!(limit, wanted, "open files may run out before max_publishers is reached; raise ulimit -n");
+            }
+        }
+        Err(error) => warn!(%error, "cannot raise the limit of open files"),
+    }
 }
 
 /// Makes `dir` where it is not there, and finds out now rather than at the first registration
