@@ -198,7 +198,7 @@ impl<S: Sink> Follower<S> {
                 self.cursor.took_live(seen);
                 drop(batch);
                 drop(frames);
-                if let Err(b) = self.held.replace_newest(HeldBatch { seen, message, at }) {
+                if let Some(b) = self.held.replace_newest(HeldBatch { seen, message, at }) {
                     self.apply_held(b);
                 }
             }

@@ -31,15 +31,15 @@ impl Held {
         self.batches.push_back(batch);
     }
 
-    /// Puts `batch` in the place of the newest if that has its number.
-    pub fn replace_newest(&mut self, batch: HeldBatch) -> Result<(), HeldBatch> {
+    /// Puts `batch` in the place of the newest if that has its number; else gives it back.
+    pub fn replace_newest(&mut self, batch: HeldBatch) -> Option<HeldBatch> {
         match self.batches.back_mut() {
             Some(newest) if newest.seen.seq == batch.seen.seq => {
                 self.bytes = self.bytes - newest.message.cost() + batch.message.cost();
                 *newest = batch;
-                Ok(())
+                None
             }
-            _ => Err(batch),
+            Some(_) | None => Some(batch),
         }
     }
 
@@ -123,9 +123,9 @@ mod tests {
     fn bytes_are_those_of_the_batches_that_are_there() {
         let mut h = held(&[4, 5]);
         let two = h.bytes();
-        assert!(h.replace_newest(batch(5, &[0; 100])).is_ok());
+        assert!(h.replace_newest(batch(5, &[0; 100])).is_none());
         assert_eq!(h.bytes(), two + 100);
-        assert!(h.replace_newest(batch(6, b"")).is_err());
+        assert!(h.replace_newest(batch(6, b"")).is_some());
         while h.pop().is_some() {}
         assert_eq!(h.bytes(), 0);
     }

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Pause before asking again, doubled by each fruitless attempt.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How much sooner than a first answer the next one is missed.
+const FLOWING: u32 = 8;
 /// Longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -135,7 +137,10 @@ impl Session {
 
     /// Notes that batch `seq` was answered while `last` is applied, and says what it is.
     pub fn answer(&mut self, seq: u64, last: Option<u64>, now: Instant) -> Answer {
-        self.waiting = Waiting::Answer(now + self.patience.timeout);
+        // Batches follow each other closely: when they stop coming, the rest and the end were
+        // dropped, and what came already need not be asked for again.
+        let flowing = self.brought_something(last);
+        self.waiting = Waiting::Answer(now + self.patience.timeout / if flowing { FLOWING } else { 1 });
         if !self.heard {
             // An engine that starts long after it was registered has all its time from here on.
             self.since = now;
@@ -241,6 +246,17 @@ mod tests {
         assert_eq!(s.answer(5, None, now), Answer::Hole { kept: false });
         let (mut s, now) = asked(Some(2));
         assert_eq!(s.answer(5, Some(2), now), Answer::Hole { kept: false });
+    }
+
+    #[test]
+    fn answers_that_stop_coming_are_missed_sooner_than_those_that_never_came() {
+        let (mut s, now) = asked(Some(5));
+        s.answer(5, Some(5), now);
+        assert_eq!(s.deadline(), now + PATIENCE.timeout);
+        s.answer(6, Some(5), now);
+        assert_eq!(s.deadline(), now + PATIENCE.timeout);
+        s.answer(7, Some(6), now);
+        assert_eq!(s.deadline(), now + PATIENCE.timeout / 8);
     }
 
     #[test]

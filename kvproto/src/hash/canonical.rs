@@ -130,9 +130,10 @@ impl<'a> PromptExtras<'a> {
     pub fn of_block(&self, start: u64, block_size: u32, out: &mut Vec<ExtraKey<'a>>) {
         out.clear();
         let end = start + u64::from(block_size);
-        for m in self.items {
+        // In order of their offset, so none after the first beyond the block can touch it.
+        for m in self.items.iter().take_while(|m| u64::from(m.offset) < end) {
             let (from, to) = (u64::from(m.offset), u64::from(m.offset) + u64::from(m.length));
-            if from < end && to > start {
+            if to > start {
                 out.push(match self.form {
                     MmForm::Placed => {
                         ExtraKey::Item { identifier: m.identifier, offset: from as i64 - start as i64 }
@@ -155,12 +156,17 @@ pub fn prompt_hashes<'a>(
     seed: Seed,
     tokens: &'a [u32],
     block_size: u32,
-    extras: PromptExtras<'a>,
+    mut extras: PromptExtras<'a>,
 ) -> impl Iterator<Item = SeqHash> + 'a {
     let mut keys = Vec::new();
     let mut parent = None;
     tokens.chunks_exact(block_size as usize).enumerate().map(move |(i, block)| {
         if i == 0 || !extras.items.is_empty() {
+            // Items that are over are not looked at again: a prompt of many items and many blocks
+            // must not cost their product.
+            let start = i as u64 * u64::from(block_size);
+            let over = |m: &&MmItem<'_>| u64::from(m.offset) + u64::from(m.length) <= start;
+            extras.items = &extras.items[extras.items.iter().take_while(over).count()..];
             extras.of_block(i as u64 * u64::from(block_size), block_size, &mut keys);
         } else {
             keys.clear();

@@ -274,16 +274,6 @@ async fn what_makes_no_sense_is_refused_by_field() {
             "block_size: 65537 is outside 1..65536",
             kv::ScoreRequest { block_size: 65537, ..ask(tokens(8)) },
         ),
-        (
-            Code::InvalidArgument,
-            "mm_items: item 1 ends at token 9 of 8",
-            ask(with_items(vec![item(7, 2), item(0, 1)])),
-        ),
-        (
-            Code::InvalidArgument,
-            "mm_items: item 0 ends at token 8589934590 of 8",
-            ask(with_items(vec![item(u32::MAX, u32::MAX)])),
-        ),
         (Code::InvalidArgument, "mm_items: item 0 has length 0", ask(with_items(vec![item(3, 0)]))),
         (
             Code::InvalidArgument,

@@ -241,7 +241,7 @@ async fn a_refusal_names_the_field() {
         ("model", json!(7)),
         ("model", json!("m".repeat(5000))),
         ("lora_name", json!(["a"])),
-        ("mm_items", json!([{"hash": "cat", "offset": 7, "length": 2}])),
+        ("mm_items", json!([{"hash": "cat", "offset": 3, "length": 0}])),
         ("mm_items", json!([{"hash": "cat", "offset": -1, "length": 2}])),
         ("mm_items", json!([{"offset": 1, "length": 2}])),
     ] {
