@@ -183,7 +183,10 @@ fn raise_file_limit(publishers: usize) {
         Ok(limit) => {
             let wanted = publishers as u64 * PER_PUBLISHER + REST;
             if limit < wanted {
-                warn!(limit, wanted, "open files may run out before max_publishers is reached; raise ulimit -n");
+                warn!(
+                    limit,
+                    wanted, "open files may run out before max_publishers is reached; raise ulimit -n"
+                );
             }
         }
         Err(error) => warn!(%error, "cannot raise the limit of open files"),

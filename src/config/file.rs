@@ -81,6 +81,7 @@ pub(super) struct IngestTable {
     pub threads: Option<usize>,
     pub queue_messages: Option<usize>,
     pub queue_size: Option<Bytes>,
+    pub total_queue_size: Option<Bytes>,
     pub max_message: Option<Bytes>,
     pub replay_timeout: Option<Time>,
     pub replay_attempts: Option<u32>,
@@ -168,6 +169,7 @@ impl IngestTable {
             threads,
             queue_messages,
             queue_size,
+            total_queue_size,
             max_message,
             replay_timeout,
             replay_attempts,
@@ -179,6 +181,7 @@ impl IngestTable {
         set(&mut to.threads, threads);
         set(&mut to.queue_messages, queue_messages);
         set(&mut to.queue_bytes, queue_size.map(|b| b.0));
+        set(&mut to.total_queue_bytes, total_queue_size.map(|b| b.0));
         set(&mut to.max_message_bytes, max_message.map(|b| b.0));
         set(&mut to.replay_timeout, replay_timeout.map(|t| t.0));
         set(&mut to.replay_attempts, replay_attempts);
@@ -213,6 +216,7 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("ingest.threads", count(ingest.threads), 1..=256),
         ("ingest.queue_messages", count(ingest.queue_messages), 1..=1 << 24),
         ("ingest.queue_size (bytes)", count(ingest.queue_bytes), 1 << 10..=1 << 36),
+        ("ingest.total_queue_size (bytes)", count(ingest.total_queue_bytes), 1 << 10..=1 << 40),
         ("ingest.max_message (bytes)", count(ingest.max_message_bytes), 1 << 10..=1 << 30),
         ("ingest.replay_timeout (ms)", millis(ingest.replay_timeout), 1..=DAY),
         ("ingest.replay_attempts", u64::from(ingest.replay_attempts), 1..=1000),

@@ -78,6 +78,7 @@ fn the_example_file_names_every_key_there_is() {
             threads: Some(_),
             queue_messages: Some(_),
             queue_size: Some(_),
+            total_queue_size: Some(_),
             max_message: Some(_),
             replay_timeout: Some(_),
             replay_attempts: Some(_),

@@ -7,7 +7,7 @@ use zmq::{Context, Socket, SocketType};
 
 /// Pause before a lost connection is tried again, doubled up to the maximum; milliseconds.
 const RECONNECT_MS: i32 = 50;
-const RECONNECT_MAX_MS: i32 = 1_000;
+const RECONNECT_MAX_MS: i32 = 500;
 /// How long a connection may take to come up; milliseconds.
 const CONNECT_TIMEOUT_MS: i32 = 5_000;
 

@@ -78,6 +78,8 @@ pub struct Totals {
     pub dropped: u64,
     /// Batches without effect: repeated, another's topic, or noise out of order.
     pub ignored: u64,
+    /// Batches applied that name another rank than the registered one.
+    pub misranked: u64,
     /// Messages on a shared socket whose topic names no publisher of it.
     pub unclaimed: u64,
 }
@@ -96,6 +98,7 @@ impl Totals {
         self.malformed += c.malformed.get();
         self.dropped += c.dropped.get();
         self.ignored += c.ignored.get();
+        self.misranked += c.misranked.get();
     }
 
     /// Adds the counters of another sum.
@@ -111,5 +114,6 @@ impl Totals {
         self.malformed += other.malformed;
         self.dropped += other.dropped;
         self.ignored += other.ignored;
+        self.misranked += other.misranked;
     }
 }
