@@ -6,18 +6,25 @@
 //!
 //! A node outlives its last copy for a while as a *ghost*: offload tiers announce bare hashes,
 //! and a tier may announce a block after the device has dropped it.
+//!
+//! This file counts copies; [`place`] finds where a block stands, [`learn`] what a store tells
+//! of the engine, [`inspect`] looks in.
+
+mod inspect;
+mod learn;
+mod place;
 
 use std::collections::VecDeque;
 
 use kvproto::event::Content;
-use kvproto::hash::canonical::{MmForm, Namespace, Seed};
+use kvproto::hash::canonical::Seed;
 use kvproto::hash::llmd::{Llmd, RequestKey};
 use kvproto::{Batch, EngineHash, Event, ExtraKey, GroupKind, LocalHash, Removed, SeqHash, Stored, Tier};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use crate::profile::{MAX_GROUPS, Mask, Profile, gcd};
-use crate::types::{Applied, DumpRow, HolderId, HolderSpec, HolderStats};
+use crate::profile::{MAX_GROUPS, Mask, Profile};
+use crate::types::{Applied, HolderSpec, HolderStats};
 
 /// Ghosts kept per holder.
 const MAX_GHOSTS: usize = 1 << 14;
@@ -149,42 +156,6 @@ impl Holder {
         std::mem::take(&mut self.profile_changed).then(|| self.profile.clone())
     }
 
-    pub fn stats(&self) -> HolderStats {
-        HolderStats { block_size: self.profile.block_size, ..self.stats }
-    }
-
-    /// Where the engine's own hash `h` lies.
-    pub fn mask_of(&self, h: EngineHash) -> Mask {
-        self.nodes.get(&h).map_or(Mask::default(), Node::mask)
-    }
-
-    /// Rows in ascending (block, tier) order after `after`, at most `limit`.
-    pub fn dump(&self, id: HolderId, after: Option<(EngineHash, Tier)>, limit: usize) -> Vec<DumpRow> {
-        let mut rows: Vec<DumpRow> = Vec::new();
-        for (&block, node) in &self.nodes {
-            for tier in Tier::ALL {
-                let held = node.copies.iter().any(|c| c.tier == tier);
-                if held && after.is_none_or(|a| (block, tier) > a) {
-                    let depth = match node.place {
-                        Place::Known { depth, .. } if depth != UNKNOWN_DEPTH => Some(depth),
-                        Place::Known { .. } | Place::Orphan { .. } | Place::Nameless => None,
-                    };
-                    let block_size =
-                        if node.block_size > 0 { node.block_size } else { self.profile.block_size };
-                    rows.push(DumpRow { holder: id, tier, block, depth, parent: node.parent, block_size });
-                }
-            }
-        }
-        // Only the first `limit` are wanted: select before sorting keeps a page of a large
-        // holder linear.
-        if rows.len() > limit {
-            rows.select_nth_unstable_by_key(limit, |r| (r.block, r.tier));
-            rows.truncate(limit);
-        }
-        rows.sort_unstable_by_key(|r| (r.block, r.tier));
-        rows
-    }
-
     fn stored(&mut self, s: &Stored<'_>, out: &mut impl Changes, done: &mut Applied) {
         if s.group >= MAX_GROUPS {
             done.refused += s.hashes.len() as u32;
@@ -287,71 +258,6 @@ impl Holder {
         }
     }
 
-    /// Takes in what a store says of the engine; returns the kind of its group.
-    fn learn(&mut self, s: &Stored<'_>) -> GroupKind {
-        let p = &mut self.profile;
-        if s.tier == Tier::Gpu {
-            self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
-        } else if !s.tokens.is_empty() && !s.hashes.is_empty() {
-            match s.content {
-                // An offload connector's event is a chunk; an engine that names its blocks fully
-                // in every tier moves them one by one and may be seen there first.
-                Content::HashOnly => {
-                    let n = gcd(p.chunk_described, s.hashes.len() as u32);
-                    self.profile_changed |= n != p.chunk_described;
-                    p.chunk_described = n;
-                }
-                Content::Complete if p.block_size == 0 => {
-                    self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
-                }
-                Content::Complete | Content::Canonical => {}
-            }
-        }
-        if p.form == MmForm::Placed && names_items_barely(s) {
-            p.form = MmForm::Bare;
-            self.profile_changed = true;
-        }
-        p.groups.get(s.group as usize).copied().flatten().map_or(GroupKind::Full, |g| g.spec.kind)
-    }
-
-    /// What llm-d calls block `i` of a store: known from the root on without a break.
-    fn llmd_key(
-        &self,
-        s: &Stored<'_>,
-        i: usize,
-        parent: Option<EngineHash>,
-        keys: &[ExtraKey<'_>],
-    ) -> Option<RequestKey> {
-        let llmd = self.llmd.as_ref().filter(|_| s.is_dense())?;
-        let before = match parent {
-            None => llmd.root(s.lora.or(self.spec.lora.as_deref()).unwrap_or(&self.spec.model)),
-            Some(p) => self.nodes.get(&p)?.llmd_key?,
-        };
-        let texts: SmallVec<[&str; 4]> = keys
-            .iter()
-            .filter_map(|k| match k {
-                ExtraKey::Text(t) => Some(*t),
-                ExtraKey::Item { identifier, .. } => Some(*identifier),
-                ExtraKey::Digest(_) => None,
-            })
-            .collect();
-        let at = i * s.block_size as usize;
-        Some(llmd.next(before, &s.tokens[at..at + s.block_size as usize], &texts))
-    }
-
-    fn seed(&mut self, lora: Option<String>) -> Seed {
-        if let Some((_, seed)) = self.seeds.iter().find(|(l, _)| *l == lora) {
-            return *seed;
-        }
-        let seed = Namespace { salt: &self.spec.salt, model: &self.spec.model, lora: lora.as_deref() }.seed();
-        // The cache is bounded: a publisher may name any number of adapters.
-        if self.seeds.len() >= 64 {
-            self.seeds.clear();
-        }
-        self.seeds.push((lora, seed));
-        seed
-    }
-
     /// One more copy of `h`.
     fn hold(
         &mut self,
@@ -392,134 +298,6 @@ impl Holder {
         }
         if tier != Tier::Gpu {
             self.learn_chunk(h);
-        }
-    }
-
-    /// Records what block `h` is, and places it if what precedes it is placed.
-    fn name(&mut self, h: EngineHash, name: Name, out: &mut impl Changes, done: &mut Applied) {
-        let parent_place = match name.parent {
-            None => Some(None),
-            Some(p) => self.nodes.get(&p).and_then(|n| match n.place {
-                Place::Known { seq, depth } => Some(Some((seq, depth))),
-                Place::Orphan { .. } | Place::Nameless => None,
-            }),
-        };
-        let place = match (name.content, parent_place) {
-            (Named::Canonical { seq, depth }, at) => {
-                let depth = depth.or(match at {
-                    Some(None) => Some(0),
-                    Some(Some((_, d))) => Some(d.saturating_add(1)),
-                    None => None,
-                });
-                Place::Known { seq, depth: depth.unwrap_or(UNKNOWN_DEPTH) }
-            }
-            (Named::Local(local), Some(None)) => Place::Known { seq: name.seed.chain(None, local), depth: 0 },
-            (Named::Local(local), Some(Some((seq, depth)))) => {
-                Place::Known { seq: name.seed.chain(Some(seq), local), depth: depth.saturating_add(1) }
-            }
-            (Named::Local(local), None) => Place::Orphan { seed: name.seed, local },
-        };
-        let Some(node) = self.nodes.get_mut(&h) else { return };
-        // What is known of its position (from a group that does not have the last word) is kept
-        // while the new name adds nothing to it.
-        if matches!((&place, &node.place), (Place::Orphan { .. }, Place::Known { .. })) {
-            return;
-        }
-        let same_parent = node.parent == name.parent;
-        node.parent = name.parent;
-        node.llmd_key = name.llmd_key;
-        node.block_size = name.block_size;
-        node.named_by_full = name.by_full;
-        match place {
-            Place::Known { seq, depth } => self.place(h, seq, depth, out),
-            Place::Orphan { .. } => {
-                if let Some(parent) = name.parent
-                    && !(same_parent && matches!(node.place, Place::Orphan { .. }))
-                {
-                    self.waiting.entry(parent).or_default().push(h);
-                    done.orphans += 1;
-                }
-                node.place = place;
-            }
-            Place::Nameless => {}
-        }
-    }
-
-    /// Puts `h` and all that waited for it where they belong.
-    fn place(&mut self, h: EngineHash, seq: SeqHash, depth: u32, out: &mut impl Changes) {
-        let mut todo = vec![(h, seq, depth)];
-        while let Some((h, seq, depth)) = todo.pop() {
-            let Some(node) = self.nodes.get_mut(&h) else { continue };
-            let (old, mask) = (node.place, node.mask());
-            if matches!(old, Place::Known { seq: s, .. } if s == seq) {
-                continue;
-            }
-            let new = Place::Known { seq, depth };
-            // Leaving an old place first, so that two places never claim one node.
-            self.publish(h, old, Mask::default(), out);
-            if let Some(node) = self.nodes.get_mut(&h) {
-                node.place = new;
-            }
-            if !mask.is_empty() {
-                if !matches!(old, Place::Known { .. }) {
-                    self.stats.unplaced -= 1;
-                }
-                self.publish(h, new, mask, out);
-            }
-            if mask.lower() {
-                self.learn_chunk(h);
-            }
-            for child in self.waiting.remove(&h).unwrap_or_default() {
-                if let Some(Node { place: Place::Orphan { seed, local }, parent, .. }) =
-                    self.nodes.get(&child)
-                    && *parent == Some(h)
-                {
-                    todo.push((child, seed.chain(Some(seq), *local), depth.saturating_add(1)));
-                }
-            }
-        }
-    }
-
-    /// Tells the shared map that node `h` at `place` now has `mask`.
-    fn publish(&mut self, h: EngineHash, place: Place, mask: Mask, out: &mut impl Changes) {
-        let Place::Known { seq, .. } = place else { return };
-        if mask.is_empty() {
-            let Some(here) = self.placed.get_mut(&seq) else { return };
-            here.retain(|o| *o != h);
-            if here.is_empty() {
-                self.placed.remove(&seq);
-                out.set(seq, Mask::default(), None);
-                return;
-            }
-        } else {
-            let here = self.placed.entry(seq).or_default();
-            if !here.contains(&h) {
-                here.push(h);
-            }
-        }
-        // More than one engine hash stands for the same content where adapters share a name or
-        // the wire version leaves out what tells the blocks apart.
-        let here = &self.placed[&seq];
-        let union = match here.as_slice() {
-            [one] if *one == h => mask,
-            many => many.iter().fold(Mask::default(), |m, o| m.union(self.mask_of(*o))),
-        };
-        let key = self.nodes.get(&h).and_then(|n| n.llmd_key);
-        out.set(seq, union, key);
-    }
-
-    /// Learns the offload chunk from the depth of a bare hash in a lower tier: only the last
-    /// block of a chunk is announced there, so every depth is a multiple of the chunk.
-    fn learn_chunk(&mut self, h: EngineHash) {
-        if self.profile.chunk_described != 0 {
-            return;
-        }
-        if let Some(Node { place: Place::Known { depth, .. }, .. }) = self.nodes.get(&h)
-            && *depth != UNKNOWN_DEPTH
-        {
-            let n = gcd(self.profile.chunk_by_depth, depth.saturating_add(1));
-            self.profile_changed |= n != self.profile.chunk_by_depth;
-            self.profile.chunk_by_depth = n;
         }
     }
 
@@ -575,13 +353,4 @@ impl Node {
     fn mask(&self) -> Mask {
         self.copies.iter().fold(Mask::default(), |m, c| m.union(Mask::bit(c.tier, u32::from(c.group))))
     }
-}
-
-/// Whether extra keys name multimodal items by identifier alone, as up to vLLM 0.18: text on a
-/// block that is not the first, where no salt can be.
-fn names_items_barely(s: &Stored<'_>) -> bool {
-    (0..s.hashes.len()).any(|i| {
-        let texts = s.extras(i).iter().filter(|k| matches!(k, ExtraKey::Text(_))).count();
-        texts > usize::from(i == 0 && s.parent.is_none())
-    })
 }
