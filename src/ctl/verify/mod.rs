@@ -270,12 +270,15 @@ impl Check<'_> {
                 // kvd forgets offloaded blocks with a clear; the engine may still have found them.
                 Some(n) if n < reported && feed.offload_is_doubtful() => {
                     *report.excluded.entry(Exclusion::OffloadAfterClear).or_default() += 1;
+                    continue;
                 }
                 Some(_) | None => {
                     let prompt_tokens = tokens.len();
                     report.mismatches.push(Mismatch { step: i, prompt_tokens, predicted, reported });
                 }
             }
+            report.predicted += predicted.unwrap_or(0);
+            report.reported += reported;
         }
         Ok(report)
     }

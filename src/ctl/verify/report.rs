@@ -18,6 +18,10 @@ pub struct Report {
     pub name: String,
     /// Requests answered as the engine did.
     pub exact: usize,
+    /// Cached tokens that kvd said, over the requests that were compared.
+    pub predicted: u64,
+    /// Cached tokens that the engine said, over the same requests.
+    pub reported: u64,
     /// Requests left out, by reason.
     pub excluded: BTreeMap<Exclusion, usize>,
     /// Requests answered otherwise.
@@ -60,7 +64,8 @@ pub fn write_json(out: &mut dyn Write, reports: &[Report], without_truth: usize)
         });
         let excluded: BTreeMap<_, _> = r.excluded.iter().map(|(e, n)| (e.reason(), n)).collect();
         let line = json!({
-            "capture": r.name, "exact": r.exact, "total": r.compared(), "excluded": excluded,
+            "capture": r.name, "exact": r.exact, "total": r.compared(),
+            "predicted_tokens": r.predicted, "reported_tokens": r.reported, "excluded": excluded,
             "mismatches": mismatches.collect::<Vec<_>>(), "error": r.error,
         });
         writeln!(out, "{line}")?;
@@ -82,13 +87,25 @@ pub fn write_table(
     paint: Paint,
     width: usize,
 ) -> io::Result<()> {
-    let columns = [("capture", Align::Left), ("exact", Align::Right), ("left out, because", Align::Left)];
+    let columns = [
+        ("capture", Align::Left),
+        ("exact", Align::Right),
+        ("predicted", Align::Right),
+        ("reported", Align::Right),
+        ("left out, because", Align::Left),
+    ];
     let mut table = Table::new(&columns);
     for r in reports {
         let excluded: Vec<_> = r.excluded.iter().map(|(e, n)| format!("{n} {}", e.reason())).collect();
         let paint = if r.passed() { Paint::good } else { Paint::bad };
         let exact = format!("{}/{}", r.exact, r.compared());
-        table.row([r.name.as_str().into(), Cell::painted(exact, paint), excluded.join(", ").into()]);
+        table.row([
+            r.name.as_str().into(),
+            Cell::painted(exact, paint),
+            r.predicted.into(),
+            r.reported.into(),
+            excluded.join(", ").into(),
+        ]);
     }
     table.write(out, paint, width)?;
     for r in reports.iter().filter(|r| !r.passed()) {
@@ -130,11 +147,20 @@ mod tests {
         let good = Report {
             name: "a".into(),
             exact: 3,
+            predicted: 96,
+            reported: 96,
             excluded: BTreeMap::from([(Exclusion::Concurrent, 2), (Exclusion::ResetDelay, 1)]),
             ..Report::default()
         };
         let mismatch = Mismatch { step: 4, prompt_tokens: 65, predicted: Some(48), reported: 64 };
-        let bad = Report { name: "b".into(), exact: 1, mismatches: vec![mismatch], ..Report::default() };
+        let bad = Report {
+            name: "b".into(),
+            exact: 1,
+            predicted: 48,
+            reported: 64,
+            mismatches: vec![mismatch],
+            ..Report::default()
+        };
         vec![good, bad]
     }
 
@@ -144,9 +170,9 @@ mod tests {
         write_table(&mut out, &reports(), 5, Paint::none(), 80).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "capture  exact  left out, because\n\
-             a          3/3  2 concurrent, 1 reset delay\n\
-             b          1/2\n\
+            "capture  exact  predicted  reported  left out, because\n\
+             a          3/3         96        96  2 concurrent, 1 reset delay\n\
+             b          1/2         48        64\n\
              \n\
              b step 4: prompt of 65 tokens, predicted 48, engine reported 64\n\
              \n\
