@@ -366,6 +366,28 @@ fn silence_is_followed_by_a_check_that_finds_what_was_missed() {
     assert_eq!(rig.asked_from(), None);
 }
 
+/// A full queue cut the answer off, and cut the next one off before its first batch.
+#[test]
+fn a_check_that_found_something_goes_on_until_it_has_everything() {
+    let mut rig = Rig::new(true);
+    rig.live([0]);
+    rig.wait();
+    rig.replay([0, 1]);
+    for _ in 0..2 {
+        let (ask, _) = rig.asked.expect("asked");
+        rig.follower.cut_off(ask, rig.now);
+        if let Some(crate::ingest::follow::Request::Ask { ask, from }) = rig.follower.take_request() {
+            rig.asked = Some((ask, from));
+        }
+    }
+    let began = rig.now;
+    rig.wait();
+    assert!(rig.now - began < std::time::Duration::from_secs(5), "asked again soon");
+    rig.replay([1, 2]);
+    rig.end();
+    assert_eq!(rig.told(), "0@100 1@100 2@100");
+}
+
 #[test]
 fn a_check_that_is_not_answered_changes_nothing() {
     let mut rig = Rig::new(true);

@@ -206,7 +206,9 @@ impl<S: Sink> Follower<S> {
 
     fn attempt_failed(&mut self, now: Instant) {
         let Some(session) = &mut self.session else { return };
-        if self.checking && !session.brought_something(self.cursor.last()) {
+        // An attempt after one that brought something may bring nothing, because its answer was
+        // cut off at once: only a check that has found nothing at all ends here.
+        if self.checking && !session.has_found(self.cursor.last()) {
             // Silence is no reason to doubt what is known.
             self.finish();
             self.check_at = Some(now + self.limits.check_after);
@@ -216,6 +218,10 @@ impl<S: Sink> Follower<S> {
         match session.failed(self.cursor.last(), patient, now) {
             Verdict::Ask => self.ask(now),
             Verdict::Wait => {}
+            Verdict::GiveUp if self.checking => {
+                self.finish();
+                self.check_at = Some(now + self.limits.check_after);
+            }
             Verdict::GiveUp => self.accept_loss("replay brought nothing"),
         }
     }

@@ -79,6 +79,8 @@ pub struct Session {
     answered: Option<u64>,
     /// Whether anything was answered in this session.
     heard: bool,
+    /// Whether an earlier request brought something.
+    found: bool,
     fruitless: u32,
     since: Instant,
     waiting: Waiting,
@@ -93,6 +95,7 @@ impl Session {
             anchor: None,
             answered: None,
             heard: false,
+            found: false,
             fruitless: 0,
             since: now,
             waiting: Waiting::Pause(now),
@@ -172,6 +175,7 @@ impl Session {
         }
         if self.brought_something(last) {
             self.fruitless = 0;
+            self.found = true;
             return Verdict::Ask;
         }
         self.fruitless += 1;
@@ -186,6 +190,11 @@ impl Session {
     /// Whether the latest request brought something, with `last` applied by now.
     pub fn brought_something(&self, last: Option<u64>) -> bool {
         last != self.anchor
+    }
+
+    /// Whether any request of this session brought something, with `last` applied by now.
+    pub fn has_found(&self, last: Option<u64>) -> bool {
+        self.found || self.brought_something(last)
     }
 
     /// Takes no answer for the latest request's any more.
