@@ -134,7 +134,8 @@ impl Table {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Writes it in lines of at most `width` characters: the widest left-aligned column gives way.
+    /// Writes it in lines of at most `width` characters: left-aligned columns give way, the last
+    /// one first, because what a row is about stands in front.
     pub fn write(&self, out: &mut dyn Write, paint: Paint, width: usize) -> io::Result<()> {
         let widths = self.widths(width);
         let heading = self.columns.iter().map(|(name, _)| Cell::painted(name, Paint::dim));
@@ -151,10 +152,10 @@ impl Table {
         }
         let total = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
         while total(&widths) > width {
-            let widest = (0..widths.len())
-                .filter(|&i| self.columns[i].1 == Align::Left && widths[i] > 8)
-                .max_by_key(|&i| widths[i]);
-            match widest {
+            let least = |i: usize| self.columns[i].0.chars().count().max(8);
+            let giving =
+                (0..widths.len()).rev().find(|&i| self.columns[i].1 == Align::Left && widths[i] > least(i));
+            match giving {
                 Some(i) => widths[i] -= 1,
                 None => break,
             }
