@@ -8,6 +8,7 @@
 //! whole chunks, and may cover the last token.
 
 use kvproto::{GroupKind, Tier};
+use smallvec::SmallVec;
 
 use crate::profile::{Mask, Profile};
 use crate::runs::Runs;
@@ -78,8 +79,8 @@ impl Hit<'_> {
     }
 
     /// Groups by how they attend, those that need every block first.
-    fn attentions(&self) -> Vec<Attention> {
-        let mut out: Vec<Attention> = Vec::new();
+    fn attentions(&self) -> SmallVec<[Attention; 4]> {
+        let mut out: SmallVec<[Attention; 4]> = SmallVec::new();
         for (g, group) in self.profile.groups.iter().enumerate() {
             let Some(group) = group else { continue };
             let bit = Mask::bit(Tier::Gpu, g as u32);

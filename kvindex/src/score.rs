@@ -31,17 +31,8 @@ pub(crate) fn score(
     let device = profile.device_mask();
     let block_size = terms.block_size.unwrap_or(engine_block);
     let whole = |blocks: u32| whole_blocks(blocks, engine_block, block_size);
-    let alone = |ok: &dyn Fn(Mask) -> bool| whole(runs.contiguous(0, u32::MAX, ok));
-
-    let mut by_tier = [0; 5];
-    let mut cumulative = [0; 5];
-    for tier in Tier::ALL {
-        by_tier[tier as usize] = alone(&|m| in_tier(m, tier, device));
-        cumulative[tier as usize] =
-            alone(&|m| Tier::ALL.iter().take(tier as usize + 1).any(|&t| in_tier(m, t, device)));
-    }
-    let held = runs.contiguous(0, u32::MAX, |m| best_tier(m, device).is_some());
-    let cached = whole(held);
+    let prefixes = Prefixes::of(runs, device);
+    let cached = whole(prefixes.held);
     let hit = Hit {
         runs,
         profile,
@@ -54,13 +45,55 @@ pub(crate) fn score(
         holder,
         block_size,
         cached,
-        by_tier,
-        cumulative,
-        below_ram: alone(&|m| in_tier(m, Tier::Disk, device) || in_tier(m, Tier::Shared, device)),
+        by_tier: prefixes.by_tier.map(whole),
+        cumulative: prefixes.cumulative.map(whole),
+        below_ram: whole(prefixes.below_ram),
         weighted: weighted(runs, device, engine_block, block_size, cached, terms.weights),
         cached_tokens: hit.tokens(&mut |_| {}),
-        speculative: whole(announced.max(held)),
+        speculative: whole(announced.max(prefixes.held)),
         mm_matched: with_items(cached, block_size, terms.items),
+    }
+}
+
+/// How far each kind of holding goes from the root without a gap, in blocks of the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Prefixes {
+    held: u32,
+    by_tier: [u32; 5],
+    cumulative: [u32; 5],
+    below_ram: u32,
+}
+
+impl Prefixes {
+    /// In one pass over the runs, because every candidate of every query comes through here.
+    fn of(runs: &Runs, device: Mask) -> Prefixes {
+        let mut p = Prefixes::default();
+        let mut end = 0;
+        // Tiers that have had every block so far, alone and together with those above.
+        let (mut alone, mut together, mut below) = ([true; 5], [true; 5], true);
+        for run in runs.iter() {
+            if run.from > end {
+                break;
+            }
+            let mut any = false;
+            for tier in Tier::ALL {
+                let i = tier as usize;
+                let has = in_tier(run.mask, tier, device);
+                any |= has;
+                alone[i] &= has;
+                together[i] &= any;
+                p.by_tier[i] = if alone[i] { run.to } else { p.by_tier[i] };
+                p.cumulative[i] = if together[i] { run.to } else { p.cumulative[i] };
+            }
+            below &= in_tier(run.mask, Tier::Disk, device) || in_tier(run.mask, Tier::Shared, device);
+            p.below_ram = if below { run.to } else { p.below_ram };
+            if !any {
+                break;
+            }
+            p.held = run.to;
+            end = run.to;
+        }
+        p
     }
 }
 
