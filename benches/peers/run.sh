@@ -68,9 +68,11 @@ generate() {
     esac
 }
 
-raw=$(mktemp)
-summary=$(mktemp)
-trap 'rm -f "$raw" "$summary"' EXIT
+# What a run that is broken off has measured stays here: peer-bench table <raw.jsonl
+raw="$ops/raw.jsonl"
+summary="$ops/streams.txt"
+: >"$raw"
+: >"$summary"
 for s in $streams; do
     generate "$s" | sed "s|$ops/||; s|\.bin||" | tee -a "$summary" >&2
 done

@@ -1,7 +1,7 @@
 //! `visible`: how long after an engine publishes a block does an answer count it?
 //!
 //! From before the batch is handed to the PUB socket until an answer counts its blocks. Two
-//! observers, one after the other: a thread that asks the index without pause, with kvd's ingest
+//! observers, one after the other: a thread that asks the index over and over, with kvd's ingest
 //! running in this process; and a client that asks a kvd of its own process over HTTP, where
 //! each look takes a request.
 
@@ -142,6 +142,8 @@ impl Observer for InProcess {
     fn prepare(&mut self, _: &Prompt) {}
 
     fn held(&mut self, prompt: &Prompt, _: &[Pod]) -> anyhow::Result<Vec<u64>> {
+        // Asking over and over must not keep the threads that are waited for off this processor.
+        std::thread::yield_now();
         let query = Query::new("default", MODEL, kvindex::Prompt::tokens(&prompt.tokens));
         let scores = self.index.query(&query).scores;
         Ok(scores.iter().map(|s| u64::from(s.cached * s.block_size)).collect())

@@ -28,7 +28,8 @@ impl Index {
     pub fn locate(&self, query: &Query<'_>) -> Vec<Placement> {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return Vec::new() };
-        let mut found = walk(&pool, query);
+        let seats = pool.seats();
+        let mut found = walk(&pool, &seats, query);
         let smallest = found.columns.iter().map(|c| c.block_size).filter(|&b| b > 0).min();
         let Some(block_size) = query.block_size.or(smallest) else { return Vec::new() };
         found.columns.retain(|c| c.block_size == block_size);
@@ -51,7 +52,8 @@ impl Index {
     pub fn explain(&self, query: &Query<'_>, holder: HolderId) -> Option<Explanation> {
         let query = &in_blocks(query);
         let pool = self.pool(query.tenant, query.model)?;
-        let found = walk(&pool, query);
+        let seats = pool.seats();
+        let found = walk(&pool, &seats, query);
         let c = found.columns.iter().find(|c| c.member.id == holder)?;
         let score = self.query(query).scores.into_iter().find(|s| s.holder == holder)?;
         let device = c.profile.device_mask();
@@ -109,7 +111,7 @@ fn tiers(mask: Mask, device: Mask) -> TierSet {
 }
 
 /// The canonical names of the prompt's blocks for one candidate, where they can be told.
-fn seqs_for(query: &Query<'_>, c: &Column) -> Vec<SeqHash> {
+fn seqs_for(query: &Query<'_>, c: &Column<'_>) -> Vec<SeqHash> {
     match query.prompt {
         Prompt::Tokens { tokens, lora, cache_salt, items } if c.block_size > 0 => {
             let seed = Namespace { salt: &c.member.spec.salt, model: query.model, lora }.seed();
@@ -122,7 +124,7 @@ fn seqs_for(query: &Query<'_>, c: &Column) -> Vec<SeqHash> {
 }
 
 /// The way from the blocks to `cached_tokens`, a sentence each.
-fn steps(query: &Query<'_>, c: &Column) -> Vec<String> {
+fn steps(query: &Query<'_>, c: &Column<'_>) -> Vec<String> {
     let mut out = Vec::new();
     if c.block_size == 0 {
         out.push("this engine has announced no block yet".to_owned());
@@ -134,7 +136,7 @@ fn steps(query: &Query<'_>, c: &Column) -> Vec<String> {
     out.push(format!("{held} blocks from the root are held without a gap, in any tier"));
     let hit = Hit {
         runs: &c.runs,
-        profile: &c.profile,
+        profile: c.profile,
         block_size: c.block_size,
         prompt_tokens: prompt_tokens(query, c.block_size),
         attention_chunk: c.member.spec.attention_chunk,

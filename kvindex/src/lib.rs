@@ -148,7 +148,7 @@ impl Index {
         }
         let applied = state.holder.apply(batch, &mut pool.changes(member.slot));
         if let Some(p) = state.holder.changed_profile() {
-            *member.profile.write() = Arc::new(p);
+            pool.set_profile(&member, p);
         }
         applied
     }
@@ -163,7 +163,7 @@ impl Index {
         }
         state.holder.reset(&mut pool.changes(member.slot));
         if let Some(p) = state.holder.changed_profile() {
-            *member.profile.write() = Arc::new(p);
+            pool.set_profile(&member, p);
         }
     }
 
@@ -172,13 +172,20 @@ impl Index {
         self.directory.read().members.get(&id).map(|(_, m)| m.spec.clone())
     }
 
+    /// What each of `ids` was attached as.
+    pub fn specs(&self, ids: impl Iterator<Item = HolderId>) -> Vec<Option<Arc<HolderSpec>>> {
+        let dir = self.directory.read();
+        ids.map(|id| dir.members.get(&id).map(|(_, m)| m.spec.clone())).collect()
+    }
+
     /// How much of a prompt each candidate holds.
     pub fn query(&self, query: &Query<'_>) -> Answer {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else {
             return Answer { unknown_model: true, ..Answer::default() };
         };
-        let walk = walk::walk(&pool, query);
+        let seats = pool.seats();
+        let walk = walk::walk(&pool, &seats, query);
         let scores = walk
             .columns
             .iter()
@@ -190,7 +197,7 @@ impl Index {
                     items: items(query),
                 };
                 let announced = if query.speculative { c.held_or_announced() } else { 0 };
-                score(c.member.id, &c.member.spec, &c.profile, c.block_size, &c.runs, announced, &terms)
+                score(c.member.id, &c.member.spec, c.profile, c.block_size, &c.runs, announced, &terms)
             })
             .collect();
         Answer { unknown_model: false, scores, block_size_mismatch: walk.block_size_mismatch }

@@ -15,10 +15,13 @@ use crate::profile::{Mask, Profile};
 use crate::types::{HolderId, HolderSpec};
 
 /// Everything of one (tenant, model).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pool {
     /// By slot. A slot is used again after its holder has gone and its blocks with it.
     pub members: RwLock<Vec<Option<Arc<Member>>>>,
+    /// The members as a query needs them, made anew when they change, which is rare: a query
+    /// takes one lock here instead of several for each of them.
+    seats: RwLock<Arc<Vec<Seat>>>,
     /// Canonical block → slots that have it, and where.
     pub blocks: DashMap<SeqHash, Block, FxBuildHasher>,
     /// llm-d's name of a block → ours, where the deployment asks by them.
@@ -55,6 +58,13 @@ pub(crate) struct Member {
     pub state: Mutex<State>,
 }
 
+/// A member, and what its events have told when the seat was made.
+#[derive(Clone, Debug)]
+pub(crate) struct Seat {
+    pub member: Arc<Member>,
+    pub profile: Arc<Profile>,
+}
+
 #[derive(Debug)]
 pub(crate) struct State {
     pub holder: Holder,
@@ -62,7 +72,41 @@ pub(crate) struct State {
     pub gone: bool,
 }
 
+/// Parts of the block map that are locked apart.
+const SHARDS: usize = 32;
+
+impl Default for Pool {
+    fn default() -> Self {
+        Pool {
+            members: RwLock::default(),
+            seats: RwLock::default(),
+            blocks: DashMap::with_hasher_and_shard_amount(FxBuildHasher, SHARDS),
+            llmd_keys: DashMap::default(),
+            announced: DashMap::default(),
+            entries: AtomicU64::new(0),
+        }
+    }
+}
+
 impl Pool {
+    /// Looks a stretch of blocks up at once. With a lock for each, the processor would wait for
+    /// one block's memory before it asks for the next one's; under one lock they come together.
+    pub fn with_blocks<R>(&self, seqs: &[Option<SeqHash>], read: impl FnOnce(&[Option<&Block>]) -> R) -> R {
+        let shards: Vec<_> = self.blocks.shards().iter().map(|shard| shard.read()).collect();
+        let find = |seq: &Option<SeqHash>| {
+            let seq = (*seq)?;
+            let hash = self.blocks.hash_usize(&seq);
+            let shard = &shards[self.blocks.determine_shard(hash)];
+            shard.get(hash as u64, |(key, _)| *key == seq).map(|(_, block)| block.get())
+        };
+        let found: Vec<Option<&Block>> = seqs.iter().map(find).collect();
+        // Lists of holders that lie apart are called for here, before they are read.
+        for block in found.iter().flatten() {
+            std::hint::black_box((block.at.first(), block.at.last()));
+        }
+        read(&found)
+    }
+
     /// Adds a holder in the first free slot.
     pub fn add(
         &self,
@@ -85,6 +129,7 @@ impl Pool {
             state: Mutex::new(State { holder, gone: false }),
         });
         members[slot] = Some(member.clone());
+        self.reseat(&members);
         member
     }
 
@@ -101,7 +146,26 @@ impl Pool {
         while matches!(members.last(), Some(None)) {
             members.pop();
         }
+        self.reseat(&members);
         members.is_empty()
+    }
+
+    /// The members, by slot.
+    pub fn seats(&self) -> Arc<Vec<Seat>> {
+        self.seats.read().clone()
+    }
+
+    /// Tells readers what the events of `member` have told.
+    pub fn set_profile(&self, member: &Member, profile: Profile) {
+        // The lock keeps two that change at once from undoing each other.
+        let members = self.members.write();
+        *member.profile.write() = Arc::new(profile);
+        self.reseat(&members);
+    }
+
+    fn reseat(&self, members: &[Option<Arc<Member>>]) {
+        let seat = |m: &Arc<Member>| Seat { member: m.clone(), profile: m.profile.read().clone() };
+        *self.seats.write() = Arc::new(members.iter().flatten().map(seat).collect());
     }
 
     /// Where changes of the holder in `slot` go.

@@ -1,13 +1,11 @@
 //! From a prompt to what each candidate has of it.
 
-use std::sync::Arc;
-
 use kvproto::hash::canonical::{MmForm, MmItem, Namespace, PromptExtras, Seed, prompt_hashes};
 use kvproto::hash::vllm;
 use kvproto::{EngineHash, SeqHash};
 use rustc_hash::FxHashSet;
 
-use crate::pool::{Member, Pool};
+use crate::pool::{Member, Pool, Seat};
 use crate::profile::{Mask, Profile};
 use crate::runs::Runs;
 use crate::score::best_tier;
@@ -15,9 +13,9 @@ use crate::types::{HolderId, HolderSpec, Prompt, Query};
 
 /// One candidate and what it has of the prompt.
 #[derive(Debug)]
-pub(crate) struct Column {
-    pub member: Arc<Member>,
-    pub profile: Arc<Profile>,
+pub(crate) struct Column<'s> {
+    pub member: &'s Member,
+    pub profile: &'s Profile,
     /// Tokens per block of the runs.
     pub block_size: u32,
     pub runs: Runs,
@@ -33,32 +31,30 @@ pub(crate) struct Column {
 
 /// What a walk found.
 #[derive(Debug, Default)]
-pub(crate) struct Walk {
-    pub columns: Vec<Column>,
+pub(crate) struct Walk<'s> {
+    pub columns: Vec<Column<'s>>,
     pub block_size_mismatch: Vec<HolderId>,
 }
 
 /// How one group of candidates names the prompt's blocks.
-struct Variant {
+struct Variant<'s> {
     seed: Seed,
     block_size: u32,
     form: MmForm,
     /// Indices into the columns.
     columns: Vec<usize>,
-    spec: Arc<HolderSpec>,
+    spec: &'s HolderSpec,
 }
 
-/// Finds what the query's candidates in `pool` have of its prompt.
-pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
+/// Finds what the query's candidates among the `seats` of `pool` have of its prompt.
+pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>) -> Walk<'s> {
     let mut out = Walk::default();
     let wanted: FxHashSet<&str> = query.instances.iter().copied().collect();
-    let members = pool.members.read();
-    for member in members.iter().flatten() {
+    for Seat { member, profile } in seats {
         let asked = wanted.is_empty() || wanted.contains(member.spec.instance.as_str());
         if !asked || query.salt.is_some_and(|s| s != member.spec.salt) {
             continue;
         }
-        let profile = member.profile.read().clone();
         let by_hash = !matches!(query.prompt, Prompt::Tokens { .. });
         if by_hash
             && let Some(asked) = query.block_size
@@ -68,10 +64,9 @@ pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
             out.block_size_mismatch.push(member.id);
             continue;
         }
-        out.columns.push(Column::new(member.clone(), profile, query));
+        out.columns.push(Column::new(member, profile, query));
     }
-    let slots = members.len();
-    drop(members);
+    let slots = seats.last().map_or(0, |s| s.member.slot as usize + 1);
 
     match query.prompt {
         Prompt::Tokens { tokens, lora, cache_salt, items } => {
@@ -111,8 +106,8 @@ pub(crate) fn walk(pool: &Pool, query: &Query<'_>) -> Walk {
     out
 }
 
-impl Column {
-    fn new(member: Arc<Member>, profile: Arc<Profile>, query: &Query<'_>) -> Column {
+impl<'s> Column<'s> {
+    fn new(member: &'s Member, profile: &'s Profile, query: &Query<'_>) -> Column<'s> {
         let block_size = profile.block_size_for(query.block_size);
         let chunk = profile.chunk(member.spec.offload_chunk);
         // Past the full-attention groups' first gap only whole offload chunks can matter, and
@@ -170,7 +165,7 @@ impl Column {
 /// Answers for models whose events carry no positions, by the engine's own hashes. Returns the
 /// columns that are left for the shared map.
 fn by_engine_hash(
-    columns: &mut [Column],
+    columns: &mut [Column<'_>],
     tokens: &[u32],
     lora: Option<&str>,
     cache_salt: Option<&str>,
@@ -205,36 +200,50 @@ fn by_engine_hash(
 }
 
 /// Groups `which` columns by how they name the prompt's blocks; nearly always one group.
-fn variants(columns: &[Column], which: &[usize], model: &str, lora: Option<&str>) -> Vec<Variant> {
-    let mut out: Vec<Variant> = Vec::new();
+fn variants<'s>(
+    columns: &[Column<'s>],
+    which: &[usize],
+    model: &str,
+    lora: Option<&str>,
+) -> Vec<Variant<'s>> {
+    let mut out: Vec<Variant<'s>> = Vec::new();
     for &i in which {
         let c = &columns[i];
         if c.block_size == 0 {
             continue;
         }
-        let spec = &c.member.spec;
+        let spec: &'s HolderSpec = &c.member.spec;
         let form = c.profile.form;
-        let same = |v: &Variant| v.block_size == c.block_size && v.form == form && v.spec.salt == spec.salt;
+        // Nearly all salts are empty, and comparing nothing with memcmp can cost a hundred
+        // nanoseconds: a masked load from a dangling pointer is slow on some processors.
+        let same_salt = |a: &str, b: &str| a.len() == b.len() && (a.is_empty() || a == b);
+        let same = |v: &Variant<'_>| {
+            v.block_size == c.block_size && v.form == form && same_salt(&v.spec.salt, &spec.salt)
+        };
         match out.iter_mut().find(|v| same(v)) {
             Some(v) => v.columns.push(i),
             None => {
                 let seed = Namespace { salt: &spec.salt, model, lora }.seed();
                 let columns = vec![i];
-                out.push(Variant { seed, block_size: c.block_size, form, columns, spec: spec.clone() });
+                out.push(Variant { seed, block_size: c.block_size, form, columns, spec });
             }
         }
     }
     out
 }
 
+/// Blocks looked up at a time: few at first, as many prompts end early, then more.
+const FIRST_STRETCH: usize = 16;
+const LONGEST_STRETCH: usize = 128;
+
 /// Walks the shared map from the root until no candidate can gain any more. `None` among the
 /// hashes is a block that nobody has.
 fn probe(
     pool: &Pool,
     slots: usize,
-    columns: &mut [Column],
+    columns: &mut [Column<'_>],
     which: &[usize],
-    hashes: impl Iterator<Item = Option<SeqHash>>,
+    mut hashes: impl Iterator<Item = Option<SeqHash>>,
     speculative: bool,
 ) {
     const NONE: u32 = u32::MAX;
@@ -247,49 +256,60 @@ fn probe(
             open += 1;
         }
     }
-    for (block, seq) in hashes.enumerate() {
-        if open == 0 {
+    let mut first = 0;
+    let mut length = FIRST_STRETCH;
+    while open > 0 {
+        let stretch: Vec<Option<SeqHash>> = hashes.by_ref().take(length).collect();
+        if stretch.is_empty() {
             return;
         }
-        let block = block as u32;
-        let mut seen = 0;
-        if let Some(b) = seq.and_then(|seq| pool.blocks.get(&seq)) {
-            for &(slot, mask) in &b.at {
-                // A slot given out after the members were read has no column.
-                let Some(&i) = column_of.get(slot as usize) else { continue };
-                if i == NONE {
-                    continue;
+        pool.with_blocks(&stretch, |found| {
+            for ((&seq, b), block) in stretch.iter().zip(found).zip(first..) {
+                if open == 0 {
+                    return;
                 }
-                let c = &mut columns[i as usize];
-                if c.open {
-                    c.runs.push(block, mask);
-                    c.end = block + 1;
-                    seen += 1;
+                let mut seen = 0;
+                if let Some(b) = b {
+                    for &(slot, mask) in &b.at {
+                        // A slot given out after the members were read has no column.
+                        let Some(&i) = column_of.get(slot as usize) else { continue };
+                        if i == NONE {
+                            continue;
+                        }
+                        let c = &mut columns[i as usize];
+                        if c.open {
+                            c.runs.push(block, mask);
+                            c.end = block + 1;
+                            seen += 1;
+                        }
+                    }
+                }
+                if speculative && let Some(at) = seq.and_then(|seq| pool.announced.get(&seq)) {
+                    for a in at.iter() {
+                        let Some(&i) = column_of.get(a.slot as usize) else { continue };
+                        if i == NONE {
+                            continue;
+                        }
+                        let c = &mut columns[i as usize];
+                        if c.open && c.member.id == a.holder {
+                            c.announced.push(block, Mask(1));
+                            seen += usize::from(c.end != block + 1);
+                            c.end = block + 1;
+                        }
+                    }
+                }
+                if seen < open {
+                    for &i in which {
+                        let c = &mut columns[i];
+                        if c.open && block + 1 - c.end >= c.patience {
+                            c.open = false;
+                            open -= 1;
+                        }
+                    }
                 }
             }
-        }
-        if speculative && let Some(at) = seq.and_then(|seq| pool.announced.get(&seq)) {
-            for a in at.iter() {
-                let Some(&i) = column_of.get(a.slot as usize) else { continue };
-                if i == NONE {
-                    continue;
-                }
-                let c = &mut columns[i as usize];
-                if c.open && c.member.id == a.holder {
-                    c.announced.push(block, Mask(1));
-                    seen += usize::from(c.end != block + 1);
-                    c.end = block + 1;
-                }
-            }
-        }
-        if seen < open {
-            for &i in which {
-                let c = &mut columns[i];
-                if c.open && block + 1 - c.end >= c.patience {
-                    c.open = false;
-                    open -= 1;
-                }
-            }
-        }
+        });
+        first += stretch.len() as u32;
+        length = LONGEST_STRETCH.min(length * 4);
     }
 }

@@ -211,6 +211,11 @@ impl Publishers {
         self.registry.freshness(holder)
     }
 
+    /// How far answers about each of `holders` can be trusted, in their order.
+    pub fn freshness_of(&self, holders: impl Iterator<Item = HolderId>) -> Vec<Option<Freshness>> {
+        self.registry.freshness_of(holders)
+    }
+
     /// Sums over all publishers, those that are gone too.
     pub fn totals(&self) -> Totals {
         self.registry.totals()

@@ -347,6 +347,12 @@ impl Registry {
         self.by_holder.read().get(&holder).map(|lane| lane.freshness())
     }
 
+    /// How far answers about each of `holders` can be trusted.
+    pub fn freshness_of(&self, holders: impl Iterator<Item = HolderId>) -> Vec<Option<Freshness>> {
+        let lanes = self.by_holder.read();
+        holders.map(|h| lanes.get(&h).map(|lane| lane.freshness())).collect()
+    }
+
     fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
         self.by_holder.read().get(&holder).cloned()
     }

@@ -249,11 +249,14 @@ impl Service {
         }
         let mut wanted: FxHashMap<&str, bool> = query.instances.iter().map(|i| (*i, false)).collect();
         let mut holders = Vec::with_capacity(answer.scores.len());
-        answer.scores.retain(|score| match self.index.spec(score.holder) {
-            None => false, // detached since then
-            Some(spec) => {
+        // Asked for all at once: each question by itself would take a lock that every request takes.
+        let mut specs = self.index.specs(answer.scores.iter().map(|s| s.holder)).into_iter();
+        let mut freshness = self.publishers.freshness_of(answer.scores.iter().map(|s| s.holder)).into_iter();
+        answer.scores.retain(|_| match (specs.next().flatten(), freshness.next().flatten()) {
+            (None, _) => false, // detached since then
+            (Some(spec), freshness) => {
                 let asked_as = note_seen(&mut wanted, &spec.instance);
-                holders.push(HolderView { spec, freshness: self.freshness(score.holder), asked_as });
+                holders.push(HolderView { spec, freshness: freshness.unwrap_or(UNVOUCHED), asked_as });
                 true
             }
         });
@@ -280,16 +283,18 @@ impl Service {
 
     /// How far it is known what `id` holds.
     pub(crate) fn freshness(&self, id: HolderId) -> Freshness {
-        // Unregistered since the index answered: nothing vouches for the score any more.
-        self.publishers.freshness(id).unwrap_or(Freshness {
-            state: PublisherState::Connecting,
-            complete: false,
-            last_seq: None,
-            last_message: None,
-            oldest_queued: None,
-        })
+        self.publishers.freshness(id).unwrap_or(UNVOUCHED)
     }
 }
+
+/// Of a publisher unregistered since the index answered: nothing vouches for its score any more.
+const UNVOUCHED: Freshness = Freshness {
+    state: PublisherState::Connecting,
+    complete: false,
+    last_seq: None,
+    last_message: None,
+    oldest_queued: None,
+};
 
 /// Asks for each candidate under both forms of its name.
 fn with_both_forms<R>(query: &Query<'_>, ask: impl FnOnce(&Query<'_>) -> R) -> R {

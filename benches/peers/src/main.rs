@@ -29,15 +29,14 @@ use workload::{Eviction, adversarial, deep, mooncake, trace};
 /// Requests made up where there is no trace: as many as Mooncake's has.
 const INVENTED_REQUESTS: usize = 12_031;
 
+/// Measures indexes of who holds which prefix on equal operation streams.
 #[derive(Parser)]
-#[command(about, long_about = None)]
 struct Args {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
-#[command(about = "Measures indexes of who holds which prefix on equal operation streams")]
 enum Command {
     /// Writes the stream of a conversation service.
     Mooncake {

@@ -126,7 +126,7 @@ fn cell(mut values: Vec<f64>) -> String {
         [] => "–".to_owned(),
         [one] => format!("{one:.*}", digits(*one)),
         [least, .., most] => {
-            let median = values[values.len() / 2];
+            let median = f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2]);
             let d = digits(median);
             format!("{median:.d$} ({least:.d$}–{most:.d$})")
         }
@@ -140,6 +140,7 @@ mod tests {
     #[test]
     fn a_cell_shows_the_median_and_the_range_in_about_three_digits() {
         assert_eq!(cell(vec![0.31, 0.3, 5.0]), "0.31 (0.30–5.00)");
+        assert_eq!(cell(vec![2.0, 1.0]), "1.50 (1.00–2.00)");
         assert_eq!(cell(vec![1234.5]), "1234");
         assert_eq!(cell(vec![]), "–");
     }
