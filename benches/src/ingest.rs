@@ -56,7 +56,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
         "caches",
         "blocks per event",
         "Mblocks per CPU s",
-        "of it decoding alone",
+        "decoding alone, Mblocks per CPU s",
         "CPU us per block",
         "events per CPU s",
         "allocations per block",
