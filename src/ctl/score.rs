@@ -59,12 +59,15 @@ fn write(out: &mut dyn Write, model: &str, answer: &ScoreResponse, paint: Paint)
         n => format!("{} blocks of {n} tokens", answer.total_blocks),
     };
     writeln!(out, "{}", paint.bold(&format!("{}: {size}", printable(model))))?;
-    let mut columns = vec![
-        ("instance", Align::Left),
-        ("rank", Align::Right),
-        ("cached tokens", Align::Right),
-        ("blocks", Align::Right),
-    ];
+    let mut columns =
+        vec![("instance", Align::Left), ("rank", Align::Right), ("cached tokens", Align::Right)];
+    // Without a size asked for, each engine's blocks are of its own.
+    let sizes_differ =
+        answer.endpoints.windows(2).any(|two| two[0].block_size_tokens != two[1].block_size_tokens);
+    if sizes_differ {
+        columns.push(("block size", Align::Right));
+    }
+    columns.push(("blocks", Align::Right));
     columns.extend(TIERS.map(|t| (tier_name(t), Align::Right)));
     columns.extend([("weighted", Align::Right), ("state", Align::Left)]);
     let mut table = Table::new(&columns);
@@ -73,8 +76,11 @@ fn write(out: &mut dyn Write, model: &str, answer: &ScoreResponse, paint: Paint)
             e.instance_id.as_str().into(),
             e.dp_rank.into(),
             Cell::painted(e.cached_tokens, Paint::bold),
-            e.cached_blocks.into(),
         ];
+        if sizes_differ {
+            row.push(e.block_size_tokens.into());
+        }
+        row.push(e.cached_blocks.into());
         row.extend(TIERS.map(|t| Cell::from(blocks(&e.by_tier, t))));
         row.extend([format!("{:.1}", e.weighted_blocks).into(), state_cell(e)]);
         table.row(row);
@@ -179,6 +185,20 @@ mod tests {
              b is not registered\n"
         );
         assert_eq!(as_json(&answer)["endpoints"][0]["by_tier"], json!({"cpu": 2}));
+    }
+
+    #[test]
+    fn engines_with_other_blocks_are_told_apart_by_their_size() {
+        let endpoint = |block_size_tokens| EndpointScore { block_size_tokens, ..EndpointScore::default() };
+        let headings = |sizes: [u32; 2]| {
+            let mut out = Vec::new();
+            let endpoints = sizes.map(endpoint).into();
+            let answer = ScoreResponse { endpoints, ..ScoreResponse::default() };
+            write(&mut out, "m", &answer, Paint::none()).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(headings([32, 64]).contains("block size"));
+        assert!(!headings([32, 32]).contains("block size"));
     }
 
     #[test]
