@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use kvproto::hash::canonical::{Namespace, PromptExtras, prompt_hashes};
 use kvproto::{EngineHash, SeqHash, Tier};
 
+use crate::forest::pin;
 use crate::hit::Hit;
 use crate::profile::Mask;
 use crate::score::{best_tier, in_tier};
@@ -16,9 +17,11 @@ use crate::{Index, in_blocks, prompt_tokens};
 impl Index {
     /// Rows of one holder in ascending (block, tier) order after `after`, at most `limit`.
     pub fn dump(&self, id: HolderId, after: Option<(EngineHash, Tier)>, limit: usize) -> Vec<DumpRow> {
-        let Some((_, member)) = self.member(id) else { return Vec::new() };
-        let state = member.state.lock();
-        state.holder.dump(id, after, limit)
+        let Some((pool, member)) = self.member(id) else { return Vec::new() };
+        pool.write(|holders, desk| {
+            let holder = holders.get(member.slot as usize).and_then(Option::as_ref);
+            holder.map(|h| h.dump(id, after, limit, desk)).unwrap_or_default()
+        })
     }
 
     /// Block by block, who holds the prompt; ends with the last block that anyone holds.
@@ -29,7 +32,7 @@ impl Index {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return Vec::new() };
         let seats = pool.seats();
-        let mut found = walk(&pool, &seats, query);
+        let mut found = walk(&pool, &seats, query, &pin());
         let smallest = found.columns.iter().map(|c| c.block_size).filter(|&b| b > 0).min();
         let Some(block_size) = query.block_size.or(smallest) else { return Vec::new() };
         found.columns.retain(|c| c.block_size == block_size);
@@ -53,7 +56,7 @@ impl Index {
         let query = &in_blocks(query);
         let pool = self.pool(query.tenant, query.model)?;
         let seats = pool.seats();
-        let found = walk(&pool, &seats, query);
+        let found = walk(&pool, &seats, query, &pin());
         let c = found.columns.iter().find(|c| c.member.id == holder)?;
         let score = self.query(query).scores.into_iter().find(|s| s.holder == holder)?;
         let device = c.profile.device_mask();
@@ -78,9 +81,9 @@ impl Index {
 
     /// What one holder has.
     pub fn holder_stats(&self, id: HolderId) -> Option<HolderStats> {
-        let (_, member) = self.member(id)?;
-        let state = member.state.lock();
-        Some(state.holder.stats())
+        let (pool, member) = self.member(id)?;
+        let stats = pool.write(|holders, _| Some(holders.get(member.slot as usize)?.as_ref()?.stats()))?;
+        Some(HolderStats { partial: member.partial.load(Ordering::Relaxed), ..stats })
     }
 
     /// What the whole index has.
@@ -88,9 +91,13 @@ impl Index {
         let dir = self.directory.read();
         let mut s = IndexStats { holders: dir.members.len() as u64, ..IndexStats::default() };
         for pool in dir.pools.values().flat_map(|m| m.values()) {
-            s.blocks += pool.blocks.len() as u64;
-            s.entries += pool.entries.load(Ordering::Relaxed);
+            let guard = pin();
+            s.blocks += pool.forests.iter().map(|(_, f)| f.held_blocks(&guard)).sum::<u64>();
+            s.bytes += pool.forests.bytes() as u64;
+            s.domains += pool.forests.used_domains() as u64;
+            s.entries += pool.write(|holders, _| holders.iter().flatten().map(|h| h.entries()).sum::<u64>());
         }
+        s.dropped = self.dropped.load(Ordering::Relaxed);
         s.speculative = self.announcements.lock().pairs as u64;
         s
     }
@@ -119,7 +126,7 @@ fn seqs_for(query: &Query<'_>, c: &Column<'_>) -> Vec<SeqHash> {
             prompt_hashes(seed, tokens, c.block_size, extras).collect()
         }
         Prompt::Canonical(hashes) => hashes.to_vec(),
-        Prompt::Tokens { .. } | Prompt::Engine(_) | Prompt::Llmd(_) => Vec::new(),
+        Prompt::Tokens { .. } | Prompt::Local(_) | Prompt::Engine(_) | Prompt::Llmd(_) => Vec::new(),
     }
 }
 

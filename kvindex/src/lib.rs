@@ -1,15 +1,17 @@
 //! Which pod holds which prefix, in which tier?
 //!
 //! ```text
-//! Batch ─▶ holder.rs (engine hash → canonical block) ─▶ pool.rs (canonical block → holders)
-//!                                                            │
-//! Query ─▶ walk.rs (prompt → runs per candidate) ◀───────────┘ ─▶ score.rs, hit.rs ─▶ Answer
+//! Batch ─▶ holder/ (what one engine's events say) ─▶ forest/ (strands of blocks, who holds what)
+//!                                                       │
+//! Query ─▶ walk (prompt → runs per candidate) ◀─────────┤ ─▶ score, hit ─▶ Answer
+//! Blocks ─▶ matcher (prompt → levels) ◀─────────────────┘ ─▶ Matched
 //! ```
 //!
-//! Read `types` for what goes in and out, then `holder`, `walk`, `hit`. [`mod@reference`] is the
-//! same in the slowest and most obvious way; every answer here must equal its answer, except
+//! Read `types` for what goes in and out, then `forest`, `holder`, `walk`, `hit`. [`mod@reference`]
+//! is the same in the slowest and most obvious way; every answer here must equal its answer, except
 //! where one engine has two hashes for what its events describe alike (two adapters of one
-//! name): nothing outside the engine can tell those apart.
+//! name): nothing outside the engine can tell those apart. What one engine tells of a name also
+//! holds for the others of its hash domain, so more may be known of an engine than it told itself.
 //!
 //! ```
 //! use kvindex::{HolderSpec, Index, IndexConfig, Prompt, Query};
@@ -29,9 +31,12 @@
 //! ```
 
 mod announce;
+mod budget;
+mod forest;
 mod hit;
 mod holder;
 mod inspect;
+mod matcher;
 mod pool;
 mod profile;
 pub mod reference;
@@ -42,16 +47,19 @@ mod walk;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kvproto::hash::canonical::{Namespace, PromptExtras, prompt_hashes};
 use kvproto::hash::llmd::{Llmd, RequestKey};
 use kvproto::{Batch, SeqHash};
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 
+pub use matcher::{Blocks, Continuation, Matched, Matcher};
 pub use types::*;
 
 use announce::Announcements;
+use forest::pin;
 use pool::{Member, Pool};
 use score::{Terms, score};
 
@@ -63,13 +71,21 @@ pub struct IndexConfig {
     /// (Block, holder) pairs that routing may announce.
     pub max_speculative: usize,
     /// Also names every block by llm-d's request keys of this deployment, so that
-    /// [`Prompt::Llmd`] finds them. Costs one more hash and about 50 bytes a block.
+    /// [`Prompt::Llmd`] finds them. Costs one more hash and about 20 bytes a block.
     pub llmd: Option<Llmd>,
+    /// Bytes that blocks, tables and holders may take together. Over it, the ends of the sequences
+    /// that were in use longest ago are dropped and counted.
+    pub max_bytes: u64,
 }
 
 impl Default for IndexConfig {
     fn default() -> Self {
-        IndexConfig { max_blocks_per_holder: 8 << 20, max_speculative: 1 << 20, llmd: None }
+        IndexConfig {
+            max_blocks_per_holder: 8 << 20,
+            max_speculative: 1 << 20,
+            llmd: None,
+            max_bytes: 8 << 30,
+        }
     }
 }
 
@@ -81,6 +97,9 @@ pub struct Index {
     next_id: AtomicU32,
     directory: RwLock<Directory>,
     announcements: Mutex<Announcements>,
+    /// Bytes of all pools, as they were after their last batch.
+    bytes: AtomicU64,
+    dropped: AtomicU64,
 }
 
 /// Who is attached where.
@@ -88,7 +107,7 @@ pub struct Index {
 struct Directory {
     /// By tenant, then model.
     pools: HashMap<String, HashMap<String, Arc<Pool>>>,
-    members: HashMap<HolderId, (Arc<Pool>, Arc<Member>)>,
+    members: FxHashMap<HolderId, (Arc<Pool>, Arc<Member>)>,
 }
 
 impl Index {
@@ -99,6 +118,8 @@ impl Index {
             next_id: AtomicU32::new(0),
             directory: RwLock::default(),
             announcements: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
         }
     }
 
@@ -112,7 +133,8 @@ impl Index {
         let id = HolderId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let mut dir = self.directory.write();
         let models = dir.pools.entry(spec.tenant.clone()).or_default();
-        let pool = models.entry(spec.model.clone()).or_default().clone();
+        let new = || Arc::new(Pool::new(self.config.llmd.is_some()));
+        let pool = models.entry(spec.model.clone()).or_insert_with(new).clone();
         let member = pool.add(id, Arc::new(spec), self.config.max_blocks_per_holder, self.config.llmd);
         dir.members.insert(id, (pool, member));
         id
@@ -125,11 +147,12 @@ impl Index {
         // A holder may have been attached to the pool meanwhile: look again under the lock.
         let mut dir = self.directory.write();
         let (tenant, model) = (&member.spec.tenant, &member.spec.model);
-        if pool.members.read().is_empty()
+        if pool.members.read().iter().all(Option::is_none)
             && let Some(models) = dir.pools.get_mut(tenant)
         {
             if models.get(model).is_some_and(|p| Arc::ptr_eq(p, &pool)) {
                 models.remove(model);
+                self.bytes.fetch_sub(pool.counted.swap(0, Ordering::Relaxed), Ordering::Relaxed);
             }
             if models.is_empty() {
                 dir.pools.remove(tenant);
@@ -141,30 +164,45 @@ impl Index {
     /// Applies a batch; what it says is visible to queries on return. Changes nothing for a
     /// holder that is not attached.
     pub fn apply(&self, id: HolderId, batch: &Batch<'_>) -> Applied {
-        let Some((pool, member)) = self.member(id) else { return Applied::default() };
-        let mut state = member.state.lock();
-        if state.gone {
-            return Applied::default();
+        match self.member(id) {
+            Some((pool, member)) => self.apply_to(&pool, &member, batch),
+            None => Applied::default(),
         }
-        let applied = state.holder.apply(batch, &mut pool.changes(member.slot));
-        if let Some(p) = state.holder.changed_profile() {
-            pool.set_profile(&member, p);
-        }
-        applied
+    }
+
+    /// A way to apply one holder's batches that does not look the holder up for each.
+    pub fn feed(&self, id: HolderId) -> Option<Feed<'_>> {
+        let (pool, member) = self.member(id)?;
+        Some(Feed { index: self, pool, member })
+    }
+
+    fn apply_to(&self, pool: &Pool, member: &Member, batch: &Batch<'_>) -> Applied {
+        let applied = pool.write(|holders, desk| {
+            let holder = holders.get_mut(member.slot as usize)?.as_mut()?;
+            let applied = holder.apply(batch, desk);
+            member.odd.store(holder.is_odd(), Ordering::Release);
+            if let Some(p) = holder.changed_profile() {
+                pool.set_profile(member, p);
+            }
+            Some(applied)
+        });
+        self.keep_budget(pool);
+        applied.unwrap_or_default()
     }
 
     /// Forgets all a holder holds and all that was learnt of it: a restart, or a loss that
     /// cannot be repaired.
     pub fn clear(&self, id: HolderId) {
         let Some((pool, member)) = self.member(id) else { return };
-        let mut state = member.state.lock();
-        if state.gone {
-            return;
-        }
-        state.holder.reset(&mut pool.changes(member.slot));
-        if let Some(p) = state.holder.changed_profile() {
-            pool.set_profile(&member, p);
-        }
+        pool.write(|holders, desk| {
+            let Some(Some(holder)) = holders.get_mut(member.slot as usize) else { return };
+            holder.reset(desk);
+            member.odd.store(false, Ordering::Release);
+            member.partial.store(false, Ordering::Relaxed);
+            if let Some(p) = holder.changed_profile() {
+                pool.set_profile(&member, p);
+            }
+        });
     }
 
     /// What a holder was attached as.
@@ -184,8 +222,10 @@ impl Index {
         let Some(pool) = self.pool(query.tenant, query.model) else {
             return Answer { unknown_model: true, ..Answer::default() };
         };
+        let guard = pin();
         let seats = pool.seats();
-        let walk = walk::walk(&pool, &seats, query);
+        let walk = walk::walk(&pool, &seats, query, &guard);
+        drop(guard);
         let scores = walk
             .columns
             .iter()
@@ -197,10 +237,20 @@ impl Index {
                     items: items(query),
                 };
                 let announced = if query.speculative { c.held_or_announced() } else { 0 };
-                score(c.member.id, &c.member.spec, c.profile, c.block_size, &c.runs, announced, &terms)
+                let partial = c.member.partial.load(Ordering::Relaxed);
+                let score =
+                    score(c.member.id, &c.member.spec, c.profile, c.block_size, &c.runs, announced, &terms);
+                Score { partial, ..score }
             })
             .collect();
         Answer { unknown_model: false, scores, block_size_mismatch: walk.block_size_mismatch }
+    }
+
+    /// A way to ask about one model's pods for which only matched blocks are wanted, without what a
+    /// full answer takes. `salt` is the deployment's, part of what names blocks of tokens. `None`
+    /// where no such pod is attached; a matcher made before goes on with the pods of then.
+    pub fn matcher(&self, tenant: &str, model: &str, salt: &str) -> Option<Matcher> {
+        Some(Matcher::new(self.pool(tenant, model)?, tenant, model, salt))
     }
 
     /// Notes that the prompt was routed to `holders`: its blocks count as speculative there
@@ -213,15 +263,18 @@ impl Index {
     pub fn announce(&self, request: &str, query: &Query<'_>, holders: &[HolderId], expires: u64) -> usize {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return 0 };
-        let of_keys =
-            |keys: &[RequestKey]| keys.iter().map_while(|k| pool.llmd_keys.get(k).map(|s| *s)).collect();
+        let of_keys = |keys: &[RequestKey]| {
+            let (guard, keys) = (pin(), keys.iter().map(|k| k.0).collect::<Vec<_>>());
+            let found = pool.forests.domains().map(|d| pool.forests.get(d).seqs_by_keys(&guard, &keys));
+            found.max_by_key(Vec::len).unwrap_or_default()
+        };
         let mut blocks: Vec<(HolderId, u32, Vec<SeqHash>)> = Vec::new();
         for &id in holders {
             let Some((of, member)) = self.member(id) else { continue };
             if Arc::ptr_eq(&of, &pool) && !blocks.iter().any(|(h, _, _)| *h == id) {
                 let seqs = match query.prompt {
                     Prompt::Llmd(keys) => of_keys(keys),
-                    Prompt::Tokens { .. } | Prompt::Canonical(_) | Prompt::Engine(_) => {
+                    Prompt::Tokens { .. } | Prompt::Local(_) | Prompt::Canonical(_) | Prompt::Engine(_) => {
                         canonical_hashes(query, &member)
                     }
                 };
@@ -250,6 +303,22 @@ impl Index {
     }
 }
 
+/// Applies the batches of one holder. It lives as long as the holder is attached; after that it
+/// changes nothing.
+#[derive(Debug)]
+pub struct Feed<'i> {
+    index: &'i Index,
+    pool: Arc<Pool>,
+    member: Arc<Member>,
+}
+
+impl Feed<'_> {
+    /// See [`Index::apply`].
+    pub fn apply(&self, batch: &Batch<'_>) -> Applied {
+        self.index.apply_to(&self.pool, &self.member, batch)
+    }
+}
+
 /// The query with "blocks of no tokens" read as the engine's own.
 fn in_blocks<'a>(query: &Query<'a>) -> Query<'a> {
     Query { block_size: query.block_size.filter(|&b| b > 0), ..*query }
@@ -260,6 +329,7 @@ fn prompt_tokens(query: &Query<'_>, block_size: u32) -> u64 {
     let by_hash = |n: usize| n as u64 * u64::from(block_size) + 1;
     match query.prompt {
         Prompt::Tokens { tokens, .. } => tokens.len() as u64,
+        Prompt::Local(hashes) => by_hash(hashes.len()),
         Prompt::Canonical(hashes) => by_hash(hashes.len()),
         Prompt::Engine(hashes) => by_hash(hashes.len()),
         Prompt::Llmd(keys) => by_hash(keys.len()),
@@ -269,7 +339,7 @@ fn prompt_tokens(query: &Query<'_>, block_size: u32) -> u64 {
 fn items<'a>(query: &Query<'a>) -> &'a [kvproto::hash::canonical::MmItem<'a>] {
     match query.prompt {
         Prompt::Tokens { items, .. } => items,
-        Prompt::Canonical(_) | Prompt::Engine(_) | Prompt::Llmd(_) => &[],
+        Prompt::Local(_) | Prompt::Canonical(_) | Prompt::Engine(_) | Prompt::Llmd(_) => &[],
     }
 }
 
@@ -291,6 +361,7 @@ fn canonical_hashes(query: &Query<'_>, member: &Member) -> Vec<SeqHash> {
             prompt_hashes(seed, tokens, block_size, extras).collect()
         }
         Prompt::Canonical(hashes) => hashes.to_vec(),
-        Prompt::Engine(_) | Prompt::Llmd(_) => Vec::new(),
+        // Own hashes tell the namespace they were computed in to nobody.
+        Prompt::Local(_) | Prompt::Engine(_) | Prompt::Llmd(_) => Vec::new(),
     }
 }

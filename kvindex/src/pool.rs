@@ -1,42 +1,63 @@
-//! The holders of one tenant's model and the map from canonical block to who has it.
+//! The holders of one tenant's model and the forests of what they hold.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use kvproto::SeqHash;
-use kvproto::hash::llmd::{Llmd, RequestKey};
+use kvproto::hash::llmd::Llmd;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
-use crate::holder::{Changes, Holder};
-use crate::profile::{Mask, Profile};
+use crate::forest::{Forest, Grown, Guard, Kind, LEAST_GHOSTS, Numbers, Slot, Writer, pin};
+use crate::holder::{Desk, Holder};
+use crate::profile::Profile;
 use crate::types::{HolderId, HolderSpec};
+
+/// The forest of blocks that stand for themselves; all others are one hash domain each.
+pub(crate) const CANONICAL: usize = 0;
+/// Hash domains of one pool. Whoever agrees with none of so many has its blocks kept singly.
+const MAX_DOMAINS: usize = 1024;
+/// Blocks without a holder that are kept, for each holder.
+const GHOSTS_PER_HOLDER: usize = 1 << 12;
 
 /// Everything of one (tenant, model).
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// By slot. A slot is used again after its holder has gone and its blocks with it.
+    /// By slot. A slot is used again when nobody can see its old holder's blocks any more.
     pub members: RwLock<Vec<Option<Arc<Member>>>>,
     /// The members as a query needs them, made anew when they change, which is rare: a query
     /// takes one lock here instead of several for each of them.
     seats: RwLock<Arc<Vec<Seat>>>,
-    /// Canonical block → slots that have it, and where.
-    pub blocks: DashMap<SeqHash, Block, FxBuildHasher>,
-    /// llm-d's name of a block → ours, where the deployment asks by them.
-    pub llmd_keys: DashMap<RequestKey, SeqHash, FxBuildHasher>,
+    /// Counts how often the seats were made anew.
+    seated: AtomicU64,
+    pub forests: Forests,
+    /// Bytes of the forests, as the index last counted them.
+    pub counted: AtomicU64,
+    /// One writer at a time; readers never wait for it.
+    pub writing: Mutex<Writing>,
     /// Canonical block → holders that routing announced it for, and how often.
     pub announced: DashMap<SeqHash, SmallVec<[Announced; 1]>, FxBuildHasher>,
-    /// (Block, holder) pairs.
-    pub entries: AtomicU64,
 }
 
-/// Who has a block, and what llm-d calls it.
+/// The hash domains of a pool.
+#[derive(Debug)]
+pub(crate) struct Forests {
+    all: Grown<OnceLock<Domain>>,
+    keyed: bool,
+}
+
+/// A forest and how many holders are in it.
+type Domain = Box<(Forest, AtomicUsize)>;
+
+/// What only the writer sees.
 #[derive(Debug, Default)]
-pub(crate) struct Block {
-    pub at: SmallVec<[(u32, Mask); 2]>,
-    llmd_key: Option<RequestKey>,
+pub(crate) struct Writing {
+    pub holders: Vec<Option<Holder>>,
+    pub writers: Vec<Writer>,
+    next_creator: u32,
+    slots: Numbers,
 }
 
 /// A block announced for a holder by `count` requests.
@@ -55,7 +76,10 @@ pub(crate) struct Member {
     pub slot: u32,
     /// What the events have told so far, for readers.
     pub profile: RwLock<Arc<Profile>>,
-    pub state: Mutex<State>,
+    /// Whether it has blocks that are in no forest by their name: who looks for those asks the writer.
+    pub odd: AtomicBool,
+    /// Whether some of what it has was dropped to stay within the budget.
+    pub partial: AtomicBool,
 }
 
 /// A member, and what its events have told when the seat was made.
@@ -65,49 +89,102 @@ pub(crate) struct Seat {
     pub profile: Arc<Profile>,
 }
 
-#[derive(Debug)]
-pub(crate) struct State {
-    pub holder: Holder,
-    /// Set when the holder is detached: a batch that comes after it changes nothing.
-    pub gone: bool,
-}
-
-/// Parts of the block map that are locked apart.
-const SHARDS: usize = 32;
-
-impl Default for Pool {
-    fn default() -> Self {
-        Pool {
-            members: RwLock::default(),
-            seats: RwLock::default(),
-            blocks: DashMap::with_hasher_and_shard_amount(FxBuildHasher, SHARDS),
-            llmd_keys: DashMap::default(),
-            announced: DashMap::default(),
-            entries: AtomicU64::new(0),
+impl Forests {
+    fn new(keyed: bool) -> Forests {
+        let forests = Forests { all: Grown::new(), keyed };
+        for kind in [Kind::Canonical, Kind::Chained] {
+            forests.add(kind);
         }
+        forests
+    }
+
+    fn add(&self, kind: Kind) -> usize {
+        let domain = self.all.push(OnceLock::new);
+        let forest = || Box::new((Forest::new(kind, self.keyed), AtomicUsize::new(0)));
+        self.all.get(domain).expect("just added").get_or_init(forest);
+        domain
+    }
+
+    /// A domain, unless it is being made just now.
+    fn made(&self, domain: usize) -> Option<&Domain> {
+        self.all.get(domain).and_then(OnceLock::get)
+    }
+
+    fn domain(&self, domain: usize) -> &Domain {
+        self.made(domain).expect("whoever has the number got it from a domain that was made")
+    }
+
+    pub fn get(&self, domain: usize) -> &Forest {
+        &self.domain(domain).0
+    }
+
+    /// Every domain but the canonical one.
+    pub fn domains(&self) -> impl DoubleEndedIterator<Item = usize> {
+        (1..self.all.len()).filter(|d| self.made(*d).is_some())
+    }
+
+    /// Every forest that may have blocks, and its number.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Forest)> {
+        (0..self.all.len()).filter_map(|d| Some((d, &self.made(d)?.0)))
+    }
+
+    fn members(&self, domain: usize) -> &AtomicUsize {
+        &self.domain(domain).1
+    }
+    pub fn join(&self, domain: usize) {
+        self.members(domain).fetch_add(1, Ordering::Relaxed);
+    }
+    pub fn part(&self, domain: usize) {
+        self.members(domain).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The domain that most holders are in.
+    pub fn busiest(&self) -> usize {
+        self.domains().rev().max_by_key(|d| self.members(*d).load(Ordering::Relaxed)).unwrap_or(1)
+    }
+
+    /// A domain that nobody is in; a new one if need be.
+    pub fn unused(&self) -> Option<usize> {
+        let empty = |d: &usize| self.members(*d).load(Ordering::Relaxed) == 0;
+        self.domains().find(empty).or_else(|| (self.all.len() < MAX_DOMAINS).then(|| self.add(Kind::Chained)))
+    }
+
+    /// Whether any block that stands for itself is known.
+    pub fn has_canonical(&self) -> bool {
+        self.get(CANONICAL).is_used()
+    }
+
+    /// Domains, but for the canonical one, that anyone is in.
+    pub fn used_domains(&self) -> usize {
+        self.domains().filter(|d| self.members(*d).load(Ordering::Relaxed) > 0).count()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|(_, f)| f.bytes()).sum()
     }
 }
 
 impl Pool {
-    /// Looks a stretch of blocks up at once. With a lock for each, the processor would wait for
-    /// one block's memory before it asks for the next one's; under one lock they come together.
-    pub fn with_blocks<R>(&self, seqs: &[Option<SeqHash>], read: impl FnOnce(&[Option<&Block>]) -> R) -> R {
-        let shards: Vec<_> = self.blocks.shards().iter().map(|shard| shard.read()).collect();
-        let find = |seq: &Option<SeqHash>| {
-            let seq = (*seq)?;
-            let hash = self.blocks.hash_usize(&seq);
-            let shard = &shards[self.blocks.determine_shard(hash)];
-            shard.get(hash as u64, |(key, _)| *key == seq).map(|(_, block)| block.get())
-        };
-        let found: Vec<Option<&Block>> = seqs.iter().map(find).collect();
-        // Lists of holders that lie apart are called for here, before they are read.
-        for block in found.iter().flatten() {
-            std::hint::black_box((block.at.first(), block.at.last()));
+    pub fn new(llmd: bool) -> Pool {
+        Pool {
+            members: RwLock::default(),
+            seats: RwLock::default(),
+            seated: AtomicU64::new(0),
+            forests: Forests::new(llmd),
+            counted: AtomicU64::new(0),
+            writing: Mutex::default(),
+            announced: DashMap::default(),
         }
-        read(&found)
     }
 
-    /// Adds a holder in the first free slot.
+    /// Changes something as the one writer.
+    pub fn write<R>(&self, change: impl FnOnce(&mut Vec<Option<Holder>>, &mut Desk<'_>) -> R) -> R {
+        let mut writing = self.writing.lock();
+        let guard = pin();
+        writing.write(&self.forests, &guard, change)
+    }
+
+    /// Adds a holder in the first free slot; in none where there are no more.
     pub fn add(
         &self,
         id: HolderId,
@@ -115,49 +192,77 @@ impl Pool {
         max_blocks: usize,
         llmd: Option<Llmd>,
     ) -> Arc<Member> {
+        let mut writing = self.writing.lock();
         let mut members = self.members.write();
-        let slot = members.iter().position(Option::is_none).unwrap_or_else(|| {
+        let free = writing.slots.take().map(|s| s as usize);
+        let slot = free.unwrap_or_else(|| {
             members.push(None);
             members.len() - 1
         });
-        let holder = Holder::new(spec.clone(), max_blocks, llmd);
         let member = Arc::new(Member {
             id,
-            spec,
+            spec: spec.clone(),
             slot: slot as u32,
             profile: RwLock::default(),
-            state: Mutex::new(State { holder, gone: false }),
+            odd: AtomicBool::new(false),
+            partial: AtomicBool::new(false),
         });
         members[slot] = Some(member.clone());
+        if let Ok(short) = Slot::try_from(slot) {
+            let guard = pin();
+            writing.write(&self.forests, &guard, |holders, desk| {
+                if holders.len() <= slot {
+                    holders.resize_with(slot + 1, || None);
+                }
+                holders[slot] = Some(Holder::new(spec, short, max_blocks, llmd, desk));
+            });
+        }
+        let ghosts = LEAST_GHOSTS.max(members.len() * GHOSTS_PER_HOLDER);
+        writing.writers.iter_mut().for_each(|w| w.max_ghosts = ghosts);
         self.reseat(&members);
         member
     }
 
     /// Takes a holder and its blocks out. Returns whether the pool is empty now.
     pub fn remove(&self, member: &Member) -> bool {
-        {
-            let mut state = member.state.lock();
-            state.gone = true;
-            state.holder.reset(&mut self.changes(member.slot));
-        }
-        // Only now may the slot be given to another.
+        let slot = member.slot as usize;
+        let mut writing = self.writing.lock();
+        let guard = pin();
+        writing.write(&self.forests, &guard, |holders, desk| {
+            if let Some(mut holder) = holders.get_mut(slot).and_then(Option::take) {
+                holder.leave(desk);
+            }
+        });
         let mut members = self.members.write();
-        members[member.slot as usize] = None;
-        while matches!(members.last(), Some(None)) {
-            members.pop();
-        }
+        members[slot] = None;
+        let empty = members.iter().all(Option::is_none);
         self.reseat(&members);
-        members.is_empty()
+        drop(guard);
+        writing.slots.give(slot as u32);
+        if empty {
+            let guard = pin();
+            writing.write(&self.forests, &guard, |_, desk| {
+                for (domain, _) in desk.forests.iter() {
+                    desk.pen(domain).settle_all();
+                }
+            });
+        }
+        empty
     }
 
-    /// The members, by slot.
+    /// The members as they were at one moment.
     pub fn seats(&self) -> Arc<Vec<Seat>> {
         self.seats.read().clone()
     }
 
-    /// Tells readers what the events of `member` have told.
+    /// A number that changes when the seats do.
+    pub fn seated(&self) -> u64 {
+        self.seated.load(Ordering::Acquire)
+    }
+
+    /// Makes what a holder's events told visible to queries.
     pub fn set_profile(&self, member: &Member, profile: Profile) {
-        // The lock keeps two that change at once from undoing each other.
+        // The members' lock keeps two who change at once from undoing each other.
         let members = self.members.write();
         *member.profile.write() = Arc::new(profile);
         self.reseat(&members);
@@ -166,11 +271,7 @@ impl Pool {
     fn reseat(&self, members: &[Option<Arc<Member>>]) {
         let seat = |m: &Arc<Member>| Seat { member: m.clone(), profile: m.profile.read().clone() };
         *self.seats.write() = Arc::new(members.iter().flatten().map(seat).collect());
-    }
-
-    /// Where changes of the holder in `slot` go.
-    pub fn changes(&self, slot: u32) -> PoolChanges<'_> {
-        PoolChanges { pool: self, slot }
+        self.seated.fetch_add(1, Ordering::Release);
     }
 
     /// Where the holder in `slot` has `seq`.
@@ -196,42 +297,14 @@ impl Pool {
     }
 }
 
-/// Carries one holder's changes into the shared map.
-pub(crate) struct PoolChanges<'a> {
-    pool: &'a Pool,
-    slot: u32,
-}
-
-impl Changes for PoolChanges<'_> {
-    fn set(&mut self, seq: SeqHash, mask: Mask, key: Option<RequestKey>) {
-        if mask.is_empty() {
-            let mut removed = false;
-            let gone = self.pool.blocks.remove_if_mut(&seq, |_, b| {
-                if let Some(i) = b.at.iter().position(|(s, _)| *s == self.slot) {
-                    b.at.swap_remove(i);
-                    removed = true;
-                }
-                b.at.is_empty()
-            });
-            if removed {
-                self.pool.entries.fetch_sub(1, Ordering::Relaxed);
-            }
-            if let Some((_, Block { llmd_key: Some(key), .. })) = gone {
-                self.pool.llmd_keys.remove_if(&key, |_, s| *s == seq);
-            }
-            return;
-        }
-        let mut block = self.pool.blocks.entry(seq).or_default();
-        match block.at.iter_mut().find(|(s, _)| *s == self.slot) {
-            Some((_, m)) => *m = mask,
-            None => {
-                block.at.push((self.slot, mask));
-                self.pool.entries.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        if let (Some(key), None) = (key, block.llmd_key) {
-            block.llmd_key = Some(key);
-            self.pool.llmd_keys.insert(key, seq);
-        }
+impl Writing {
+    pub fn write<R>(
+        &mut self,
+        forests: &Forests,
+        guard: &Guard,
+        change: impl FnOnce(&mut Vec<Option<Holder>>, &mut Desk<'_>) -> R,
+    ) -> R {
+        let Writing { holders, writers, next_creator, .. } = self;
+        change(holders, &mut Desk { forests, writers, guard, next_creator })
     }
 }

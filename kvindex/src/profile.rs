@@ -55,11 +55,6 @@ impl Mask {
         self.0 & Self::LOADABLE != 0
     }
 
-    /// Whether a lower tier, known or not, has it.
-    pub fn lower(self) -> bool {
-        self.0 & Self::LOWER != 0
-    }
-
     /// Device groups that have it.
     pub fn groups(self) -> impl Iterator<Item = u32> {
         (0..MAX_GROUPS).filter(move |g| self.0 & (1 << (4 + g)) != 0)

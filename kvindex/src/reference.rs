@@ -256,7 +256,7 @@ impl Reference {
         }
         let prompt_tokens = match query.prompt {
             Prompt::Tokens { tokens, .. } => tokens.len() as u64,
-            Prompt::Canonical(_) | Prompt::Engine(_) | Prompt::Llmd(_) => 0,
+            Prompt::Local(_) | Prompt::Canonical(_) | Prompt::Engine(_) | Prompt::Llmd(_) => 0,
         };
         Expected {
             cached,

@@ -25,6 +25,37 @@ impl Runs {
         }
     }
 
+    /// Adds `mask` to blocks `from..to`, whatever was added before.
+    pub fn add(&mut self, from: u32, to: u32, mask: Mask) {
+        if from >= to {
+            return;
+        }
+        if from >= self.end() {
+            match self.0.last_mut() {
+                Some(r) if r.to == from && r.mask == mask => r.to = to,
+                _ => self.0.push(Run { from, to, mask }),
+            }
+            return;
+        }
+        // Cut where the new run begins and ends; what lies between gets the mask too.
+        let mut cuts: SmallVec<[u32; 12]> =
+            self.0.iter().flat_map(|r| [r.from, r.to]).chain([from, to]).collect();
+        cuts.sort_unstable();
+        cuts.dedup();
+        let old = std::mem::take(self);
+        for w in cuts.windows(2) {
+            let more = if w[0] >= from && w[0] < to { mask } else { Mask::default() };
+            let mask = old.at(w[0]).union(more);
+            if mask.is_empty() {
+                continue;
+            }
+            match self.0.last_mut() {
+                Some(r) if r.to == w[0] && r.mask == mask => r.to = w[1],
+                _ => self.0.push(Run { from: w[0], to: w[1], mask }),
+            }
+        }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Run> + '_ {
         self.0.iter().copied()
     }
@@ -59,6 +90,26 @@ impl Runs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_added_to_runs_is_what_is_added_to_blocks() {
+        let mut x = 5u32;
+        let mut next = |n: u32| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (x >> 16) % n
+        };
+        for _ in 0..500 {
+            let (mut runs, mut blocks) = (Runs::default(), [0u32; 20]);
+            for _ in 0..1 + next(8) {
+                let (from, bit) = (next(20), 1 << next(3));
+                let to = from + next(20 - from + 1);
+                runs.add(from, to, Mask(bit));
+                blocks[from as usize..to as usize].iter_mut().for_each(|b| *b |= bit);
+            }
+            assert!((0..20).all(|i| runs.at(i).0 == blocks[i as usize]), "{runs:?} {blocks:?}");
+            assert!(runs.0.windows(2).all(|w| w[0].to < w[1].from || w[0].mask != w[1].mask));
+        }
+    }
 
     #[test]
     fn equal_neighbours_join_and_gaps_stay() {

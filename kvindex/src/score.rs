@@ -52,7 +52,13 @@ pub(crate) fn score(
         cached_tokens: hit.tokens(&mut |_| {}),
         speculative: whole(announced.max(prefixes.held)),
         mm_matched: with_items(cached, block_size, terms.items),
+        partial: false,
     }
+}
+
+/// Blocks from the root that are held in any tier without a gap.
+pub(crate) fn held(runs: &Runs, device: Mask) -> u32 {
+    Prefixes::of(runs, device).held
 }
 
 /// How far each kind of holding goes from the root without a gap, in blocks of the engine.

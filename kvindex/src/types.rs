@@ -2,7 +2,7 @@
 
 use kvproto::hash::canonical::MmItem;
 use kvproto::hash::llmd::RequestKey;
-use kvproto::{EngineHash, SeqHash, Tier};
+use kvproto::{EngineHash, LocalHash, SeqHash, Tier};
 
 /// One engine as the index knows it: an instance and its data-parallel rank.
 ///
@@ -75,6 +75,9 @@ pub enum Prompt<'a> {
         /// Multimodal items, in order of their offset.
         items: &'a [MmItem<'a>],
     },
+    /// Each block's own hash, computed for `Query::block_size` as [`kvproto::hash::canonical`] lays
+    /// down.
+    Local(&'a [LocalHash]),
     /// Canonical rolling hashes from the root, computed for `Query::block_size`.
     Canonical(&'a [SeqHash]),
     /// The engine's own hashes from the root.
@@ -176,6 +179,8 @@ pub struct Score {
     pub speculative: u32,
     /// Matched blocks that contain multimodal tokens.
     pub mm_matched: u32,
+    /// The index dropped some of what this holder has to stay within its budget: it may have more.
+    pub partial: bool,
 }
 
 /// The answer to a [`Query`].
@@ -219,6 +224,10 @@ pub struct HolderStats {
     pub block_size: u32,
     /// Blocks refused so far.
     pub refused: u64,
+    /// Blocks dropped so far to stay within the index's budget.
+    pub dropped: u64,
+    /// Whether any were since the holder was last cleared: it may have more than is known.
+    pub partial: bool,
 }
 
 /// What the whole index holds.
@@ -232,6 +241,12 @@ pub struct IndexStats {
     pub entries: u64,
     /// Speculative (block, holder) pairs.
     pub speculative: u64,
+    /// Bytes of blocks, tables and holders.
+    pub bytes: u64,
+    /// Hash domains that any holder is in.
+    pub domains: u64,
+    /// (Block, holder) pairs dropped so far to stay within the budget.
+    pub dropped: u64,
 }
 
 /// One line of a dump: a block that a holder has in a tier.

@@ -1,11 +1,14 @@
 //! From a prompt to what each candidate has of it.
 
+use std::sync::atomic::Ordering;
+
 use kvproto::hash::canonical::{MmForm, MmItem, Namespace, PromptExtras, Seed, prompt_hashes};
 use kvproto::hash::vllm;
-use kvproto::{EngineHash, SeqHash};
+use kvproto::{EngineHash, ExtraKey, SeqHash};
 use rustc_hash::FxHashSet;
 
-use crate::pool::{Member, Pool, Seat};
+use crate::forest::{Chain, Guard, Place, ROOT, Slot, Step, words};
+use crate::pool::{CANONICAL, Member, Pool, Seat};
 use crate::profile::{Mask, Profile};
 use crate::runs::Runs;
 use crate::score::best_tier;
@@ -20,13 +23,8 @@ pub(crate) struct Column<'s> {
     pub block_size: u32,
     pub runs: Runs,
     pub announced: Runs,
-    /// Whether it was looked up by the engine's own hashes instead of in the shared map.
+    /// Whether it was looked up by the engine's own hashes.
     by_engine_hash: bool,
-    /// The block after the last one seen, and whether later ones can still matter.
-    end: u32,
-    open: bool,
-    /// Blocks in a row that may be missing before later ones cannot matter.
-    patience: u32,
 }
 
 /// What a walk found.
@@ -46,32 +44,78 @@ struct Variant<'s> {
     spec: &'s HolderSpec,
 }
 
-/// Finds what the query's candidates among the `seats` of `pool` have of its prompt.
-pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>) -> Walk<'s> {
-    let mut out = Walk::default();
-    let wanted: FxHashSet<&str> = query.instances.iter().copied().collect();
-    for Seat { member, profile } in seats {
-        let asked = wanted.is_empty() || wanted.contains(member.spec.instance.as_str());
-        if !asked || query.salt.is_some_and(|s| s != member.spec.salt) {
-            continue;
-        }
-        let by_hash = !matches!(query.prompt, Prompt::Tokens { .. });
-        if by_hash
-            && let Some(asked) = query.block_size
-            && profile.block_size != 0
-            && !profile.sizes.contains(&asked)
-        {
-            out.block_size_mismatch.push(member.id);
-            continue;
-        }
-        out.columns.push(Column::new(member, profile, query));
-    }
-    let slots = seats.last().map_or(0, |s| s.member.slot as usize + 1);
+/// The blocks of a prompt of tokens, hashed as they are asked for.
+pub(crate) struct Tokens<'a> {
+    seed: Seed,
+    tokens: &'a [u32],
+    block_size: usize,
+    extras: PromptExtras<'a>,
+    keys: Vec<ExtraKey<'a>>,
+    blocks: usize,
+    hashed: Vec<u64>,
+}
 
+impl<'a> Tokens<'a> {
+    /// At most `max_blocks` whole blocks; `hashed` is room to be used.
+    pub fn new(
+        seed: Seed,
+        tokens: &'a [u32],
+        block_size: u32,
+        extras: PromptExtras<'a>,
+        max_blocks: Option<u32>,
+        mut hashed: Vec<u64>,
+    ) -> Tokens<'a> {
+        let block_size = block_size as usize;
+        let blocks = (tokens.len() / block_size).min(max_blocks.map_or(usize::MAX, |n| n as usize));
+        hashed.clear();
+        Tokens { seed, tokens, block_size, extras, keys: Vec::new(), blocks, hashed }
+    }
+
+    /// The room back.
+    pub fn into_room(self) -> Vec<u64> {
+        self.hashed
+    }
+}
+
+impl Chain for Tokens<'_> {
+    fn upto(&mut self, n: usize) -> &[u64] {
+        let n = n.min(self.blocks);
+        for i in self.hashed.len()..n {
+            let start = i * self.block_size;
+            self.keys.clear();
+            if i == 0 || !self.extras.items.is_empty() {
+                // Items that are over are not looked at again: a prompt of many items and many blocks
+                // must not cost their product.
+                let over = |m: &&MmItem<'_>| u64::from(m.offset) + u64::from(m.length) <= start as u64;
+                self.extras.items = &self.extras.items[self.extras.items.iter().take_while(over).count()..];
+                self.extras.of_block(start as u64, self.block_size as u32, &mut self.keys);
+            }
+            let tokens = &self.tokens[start..start + self.block_size];
+            self.hashed.push(self.seed.local(tokens, &self.keys).0);
+        }
+        &self.hashed
+    }
+}
+
+/// Finds what the query's candidates among the `seats` of `pool` have of its prompt.
+pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard: &Guard) -> Walk<'s> {
+    let mut out = candidates(seats, query);
+    let slots = seats.last().map_or(0, |s| s.member.slot as usize + 1);
+    let most = query.max_blocks.map_or(usize::MAX, |n| n as usize);
     match query.prompt {
         Prompt::Tokens { tokens, lora, cache_salt, items } => {
-            let shared = by_engine_hash(&mut out.columns, tokens, lora, cache_salt, items, query.max_blocks);
-            if query.speculative && shared.len() < out.columns.len() {
+            let shared = by_engine_hash(
+                pool,
+                &mut out.columns,
+                tokens,
+                lora,
+                cache_salt,
+                items,
+                query.max_blocks,
+                guard,
+            );
+            let speculative = query.speculative && !pool.announced.is_empty();
+            if speculative && shared.len() < out.columns.len() {
                 for c in out.columns.iter_mut().filter(|c| c.by_engine_hash && c.block_size > 0) {
                     let seed = Namespace { salt: &c.member.spec.salt, model: query.model, lora }.seed();
                     let extras = PromptExtras { cache_salt, items, form: c.profile.form };
@@ -80,63 +124,150 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>) -> Wal
             }
             for v in variants(&out.columns, &shared, query.model, lora) {
                 let extras = PromptExtras { cache_salt, items, form: v.form };
-                let hashes = prompt_hashes(v.seed, tokens, v.block_size, extras);
-                let hashes = hashes.take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
-                probe(pool, slots, &mut out.columns, &v.columns, hashes.map(Some), query.speculative);
+                let mut to = Columns::new(&mut out.columns, &v.columns, slots);
+                let mut chain =
+                    Tokens::new(v.seed, tokens, v.block_size, extras, query.max_blocks, Vec::new());
+                let root = Place { strand: ROOT, offset: 0 };
+                for d in pool.forests.domains() {
+                    pool.forests.get(d).by_locals(guard, root, &mut chain, |step| to.take(&step));
+                }
+                let seqs = || prompt_hashes(v.seed, tokens, v.block_size, extras).take(most);
+                if pool.forests.has_canonical() {
+                    let names: Vec<u64> = seqs().map(|s| s.0).collect();
+                    pool.forests.get(CANONICAL).by_names(guard, &names, |step| to.take(&step));
+                }
+                if speculative {
+                    to.announced(pool, seqs());
+                }
+            }
+        }
+        Prompt::Local(locals) => {
+            let all: Vec<usize> = (0..out.columns.len()).collect();
+            let locals = words(&locals[..locals.len().min(most)]);
+            let mut to = Columns::new(&mut out.columns, &all, slots);
+            let root = Place { strand: ROOT, offset: 0 };
+            for d in pool.forests.domains() {
+                pool.forests.get(d).by_locals(guard, root, &mut &*locals, |step| to.take(&step));
             }
         }
         Prompt::Canonical(hashes) => {
             let all: Vec<usize> = (0..out.columns.len()).collect();
-            let hashes = hashes.iter().copied().take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
-            probe(pool, slots, &mut out.columns, &all, hashes.map(Some), query.speculative);
+            let hashes = &hashes[..hashes.len().min(most)];
+            let mut to = Columns::new(&mut out.columns, &all, slots);
+            for d in pool.forests.domains() {
+                pool.forests.get(d).by_seqs(guard, hashes, |step| to.take(&step));
+            }
+            if pool.forests.has_canonical() {
+                pool.forests.get(CANONICAL).by_names(guard, words(hashes), |step| to.take(&step));
+            }
+            if query.speculative && !pool.announced.is_empty() {
+                to.announced(pool, hashes.iter().copied());
+            }
         }
         Prompt::Llmd(keys) => {
             let all: Vec<usize> = (0..out.columns.len()).collect();
-            let keys = keys.iter().take(query.max_blocks.map_or(usize::MAX, |n| n as usize));
-            let hashes = keys.map(|k| pool.llmd_keys.get(k).map(|s| *s));
-            probe(pool, slots, &mut out.columns, &all, hashes, query.speculative);
+            let keys: Vec<u64> = keys.iter().take(most).map(|k| k.0).collect();
+            let mut to = Columns::new(&mut out.columns, &all, slots);
+            for d in pool.forests.domains() {
+                let forest = pool.forests.get(d);
+                forest.by_keys(guard, &keys, |step| to.take(&step));
+                if query.speculative && !pool.announced.is_empty() {
+                    to.announced(pool, forest.seqs_by_keys(guard, &keys).into_iter());
+                }
+            }
         }
         Prompt::Engine(hashes) => {
-            let n = query.max_blocks.map_or(hashes.len(), |n| hashes.len().min(n as usize));
-            for c in &mut out.columns {
-                c.look_up(&hashes[..n]);
-            }
+            let all: Vec<usize> = (0..out.columns.len()).collect();
+            look_up(pool, &mut out.columns, &all, slots, &hashes[..hashes.len().min(most)], guard);
         }
     }
     out
 }
 
-impl<'s> Column<'s> {
-    fn new(member: &'s Member, profile: &'s Profile, query: &Query<'_>) -> Column<'s> {
-        let block_size = profile.block_size_for(query.block_size);
-        let chunk = profile.chunk(member.spec.offload_chunk);
-        // Past the full-attention groups' first gap only whole offload chunks can matter, and
-        // a gap as long as a chunk ends those too. Without such a group anything may.
-        let patience = if profile.has_full_group() || profile.groups.is_empty() { chunk } else { u32::MAX };
-        Column {
+fn candidates<'s>(seats: &'s [Seat], query: &Query<'_>) -> Walk<'s> {
+    let mut out = Walk { columns: Vec::with_capacity(seats.len()), ..Walk::default() };
+    let wanted: FxHashSet<&str> = query.instances.iter().copied().collect();
+    let by_hash = !matches!(query.prompt, Prompt::Tokens { .. });
+    for Seat { member, profile } in seats {
+        let asked = wanted.is_empty() || wanted.contains(member.spec.instance.as_str());
+        if !asked || query.salt.is_some_and(|s| s != member.spec.salt) {
+            continue;
+        }
+        if by_hash
+            && let Some(asked) = query.block_size
+            && profile.block_size != 0
+            && !profile.sizes.contains(&asked)
+        {
+            out.block_size_mismatch.push(member.id);
+            continue;
+        }
+        out.columns.push(Column {
             member,
             profile,
-            block_size,
+            block_size: profile.block_size_for(query.block_size),
             runs: Runs::default(),
             announced: Runs::default(),
             by_engine_hash: false,
-            end: 0,
-            open: block_size > 0,
-            patience,
+        });
+    }
+    out
+}
+
+/// Some of the columns, by the slots of their members.
+struct Columns<'c, 's> {
+    columns: &'c mut [Column<'s>],
+    of_slot: Vec<u32>,
+}
+
+const NONE: u32 = u32::MAX;
+
+impl<'c, 's> Columns<'c, 's> {
+    fn new(columns: &'c mut [Column<'s>], which: &[usize], slots: usize) -> Columns<'c, 's> {
+        let mut of_slot = vec![NONE; slots];
+        for &i in which {
+            if columns[i].block_size > 0 {
+                of_slot[columns[i].member.slot as usize] = i as u32;
+            }
         }
+        Columns { columns, of_slot }
     }
 
-    /// Looks the engine's own hashes up among what this holder has.
-    fn look_up(&mut self, hashes: &[EngineHash]) {
-        let state = self.member.state.lock();
-        for (i, &h) in hashes.iter().enumerate() {
-            let mask = state.holder.mask_of(h);
-            if !mask.is_empty() {
-                self.runs.push(i as u32, mask);
+    /// The column of a slot. A slot given out after the members were read has none.
+    fn get(&mut self, slot: Slot) -> Option<&mut Column<'s>> {
+        let i = *self.of_slot.get(slot as usize)?;
+        self.columns.get_mut(i as usize)
+    }
+
+    /// Notes who holds what of a step.
+    fn take(&mut self, step: &Step<'_>) -> bool {
+        let (lo, hi) = (step.offset, step.offset + step.n);
+        step.look.each(|plane, slot, (from, to)| {
+            let (from, to) = (from.max(lo), to.min(hi));
+            if from < to
+                && let Some(c) = self.get(slot)
+            {
+                c.runs.add(step.from + from - lo, step.from + to - lo, plane.mask());
+            }
+        });
+        true
+    }
+
+    /// Notes which blocks routing announced for whom.
+    fn announced(&mut self, pool: &Pool, hashes: impl Iterator<Item = SeqHash>) {
+        for (i, seq) in hashes.enumerate() {
+            let Some(at) = pool.announced.get(&seq) else { continue };
+            for a in at.iter() {
+                if let Some(c) = Slot::try_from(a.slot).ok().and_then(|s| self.get(s))
+                    && c.member.id == a.holder
+                {
+                    c.announced.push(i as u32, Mask(1));
+                }
             }
         }
     }
+}
 
+impl Column<'_> {
     /// Looks up which of the prompt's blocks routing announced for this holder.
     fn look_up_announced(&mut self, pool: &Pool, hashes: impl Iterator<Item = SeqHash>) {
         for (i, seq) in hashes.enumerate() {
@@ -162,19 +293,51 @@ impl<'s> Column<'s> {
     }
 }
 
+/// Looks the engines' own hashes up: in the forests, and among the odd blocks of those who have any.
+fn look_up(
+    pool: &Pool,
+    columns: &mut [Column<'_>],
+    which: &[usize],
+    slots: usize,
+    hashes: &[EngineHash],
+    guard: &Guard,
+) {
+    let names: Vec<u64> = hashes.iter().map(|h| h.0).collect();
+    let mut to = Columns::new(columns, which, slots);
+    for (_, forest) in pool.forests.iter() {
+        forest.by_names(guard, &names, |step| to.take(&step));
+    }
+    for &i in which.iter().filter(|i| columns[**i].member.odd.load(Ordering::Acquire)).collect::<Vec<_>>() {
+        let c = &mut columns[i];
+        pool.write(|holders, _| {
+            let Some(Some(holder)) = holders.get(c.member.slot as usize) else { return };
+            for (b, &h) in hashes.iter().enumerate() {
+                let mask = holder.odd_mask(h);
+                if !mask.is_empty() {
+                    c.runs.add(b as u32, b as u32 + 1, mask);
+                }
+            }
+        });
+    }
+}
+
 /// Answers for models whose events carry no positions, by the engine's own hashes. Returns the
-/// columns that are left for the shared map.
+/// columns that are left to be looked up by content.
+#[expect(clippy::too_many_arguments, reason = "the parts of one prompt")]
 fn by_engine_hash(
+    pool: &Pool,
     columns: &mut [Column<'_>],
     tokens: &[u32],
     lora: Option<&str>,
     cache_salt: Option<&str>,
     items: &[MmItem<'_>],
     max_blocks: Option<u32>,
+    guard: &Guard,
 ) -> Vec<usize> {
     let mut rest = Vec::with_capacity(columns.len());
     let mut hashes = Vec::new();
-    for (i, c) in columns.iter_mut().enumerate() {
+    for i in 0..columns.len() {
+        let c = &mut columns[i];
         let hashing = match &c.member.spec.hashing {
             // The adapter's path and items of several forms are part of the engine's hash and
             // not known here.
@@ -190,8 +353,9 @@ fn by_engine_hash(
         let seed = hashing.seed.as_deref();
         if vllm::prompt_hashes(hashing.algo, seed, tokens, c.block_size, cache_salt, &mut hashes).is_ok() {
             hashes.truncate(max_blocks.map_or(usize::MAX, |n| n as usize));
-            c.look_up(&hashes);
             c.by_engine_hash = true;
+            let slots = c.member.slot as usize + 1;
+            look_up(pool, columns, &[i], slots, &hashes, guard);
         } else {
             rest.push(i);
         }
@@ -230,86 +394,4 @@ fn variants<'s>(
         }
     }
     out
-}
-
-/// Blocks looked up at a time: few at first, as many prompts end early, then more.
-const FIRST_STRETCH: usize = 16;
-const LONGEST_STRETCH: usize = 128;
-
-/// Walks the shared map from the root until no candidate can gain any more. `None` among the
-/// hashes is a block that nobody has.
-fn probe(
-    pool: &Pool,
-    slots: usize,
-    columns: &mut [Column<'_>],
-    which: &[usize],
-    mut hashes: impl Iterator<Item = Option<SeqHash>>,
-    speculative: bool,
-) {
-    const NONE: u32 = u32::MAX;
-    let speculative = speculative && !pool.announced.is_empty();
-    let mut column_of = vec![NONE; slots];
-    let mut open = 0usize;
-    for &i in which {
-        if columns[i].open {
-            column_of[columns[i].member.slot as usize] = i as u32;
-            open += 1;
-        }
-    }
-    let mut first = 0;
-    let mut length = FIRST_STRETCH;
-    while open > 0 {
-        let stretch: Vec<Option<SeqHash>> = hashes.by_ref().take(length).collect();
-        if stretch.is_empty() {
-            return;
-        }
-        pool.with_blocks(&stretch, |found| {
-            for ((&seq, b), block) in stretch.iter().zip(found).zip(first..) {
-                if open == 0 {
-                    return;
-                }
-                let mut seen = 0;
-                if let Some(b) = b {
-                    for &(slot, mask) in &b.at {
-                        // A slot given out after the members were read has no column.
-                        let Some(&i) = column_of.get(slot as usize) else { continue };
-                        if i == NONE {
-                            continue;
-                        }
-                        let c = &mut columns[i as usize];
-                        if c.open {
-                            c.runs.push(block, mask);
-                            c.end = block + 1;
-                            seen += 1;
-                        }
-                    }
-                }
-                if speculative && let Some(at) = seq.and_then(|seq| pool.announced.get(&seq)) {
-                    for a in at.iter() {
-                        let Some(&i) = column_of.get(a.slot as usize) else { continue };
-                        if i == NONE {
-                            continue;
-                        }
-                        let c = &mut columns[i as usize];
-                        if c.open && c.member.id == a.holder {
-                            c.announced.push(block, Mask(1));
-                            seen += usize::from(c.end != block + 1);
-                            c.end = block + 1;
-                        }
-                    }
-                }
-                if seen < open {
-                    for &i in which {
-                        let c = &mut columns[i];
-                        if c.open && block + 1 - c.end >= c.patience {
-                            c.open = false;
-                            open -= 1;
-                        }
-                    }
-                }
-            }
-        });
-        first += stretch.len() as u32;
-        length = LONGEST_STRETCH.min(length * 4);
-    }
 }

@@ -71,5 +71,6 @@ fn a_growing_prefix_is_seen_to_grow_and_never_ahead_of_its_events() {
         }
     });
     let s = index.stats();
-    assert_eq!((s.holders, s.blocks), (WRITERS as u64, u64::from(BLOCKS)));
+    // Engines that call blocks differently are domains of their own.
+    assert_eq!((s.holders, s.blocks), (WRITERS as u64, WRITERS as u64 * u64::from(BLOCKS)));
 }

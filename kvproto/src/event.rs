@@ -17,10 +17,12 @@ pub struct EngineHash(pub u64);
 
 /// kvd's hash of one block's own content (tokens and extra keys), see [`crate::hash::canonical`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
 pub struct LocalHash(pub u64);
 
 /// kvd's hash of a block and its whole prefix, see [`crate::hash::canonical`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
 pub struct SeqHash(pub u64);
 
 /// Where a copy of a block lies.
@@ -155,6 +157,7 @@ pub struct Batch<'p> {
     pub(crate) events: Vec<RawEvent<'p>>,
     pub(crate) hashes: Vec<EngineHash>,
     pub(crate) tokens: Vec<u32>,
+    pub(crate) locals: Vec<LocalHash>,
     pub(crate) extras: Vec<ExtraKey<'p>>,
     /// Per hash of a store with extra keys: its range in `extras`.
     pub(crate) extra_ranges: Vec<Range<u32>>,
@@ -184,6 +187,8 @@ pub(crate) struct RawStored<'p> {
     pub hashes: Range<u32>,
     pub parent: Option<EngineHash>,
     pub tokens: Range<u32>,
+    /// Range in `locals`: empty, or one per hash.
+    pub locals: Range<u32>,
     pub block_size: u32,
     pub tier: Tier,
     pub group: u32,
@@ -215,6 +220,9 @@ pub enum Content {
     /// The event cannot tell the blocks' content (no tokens, or tiers that leave out extra
     /// keys); only the hash says what they are.
     HashOnly,
+    /// Each block's own hash stands beside its engine hash, for whoever has hashed the tokens
+    /// already ([`BatchBuilder::hashed`]).
+    Hashed,
     /// The hashes are the standardised rolling hashes of RFC #1527 and stand for themselves.
     Canonical,
 }
@@ -229,6 +237,8 @@ pub struct Stored<'a> {
     pub parent: Option<EngineHash>,
     /// Tokens of the whole range.
     pub tokens: &'a [u32],
+    /// Each block's own hash, where the content is [`Content::Hashed`].
+    pub locals: &'a [LocalHash],
     /// Tokens per block; 0 where the event does not say.
     pub block_size: u32,
     /// Where the copies lie.
@@ -293,6 +303,7 @@ impl Batch<'_> {
                 hashes: self.hashes_at(&s.hashes),
                 parent: s.parent,
                 tokens: &self.tokens[s.tokens.start as usize..s.tokens.end as usize],
+                locals: &self.locals[s.locals.start as usize..s.locals.end as usize],
                 block_size: s.block_size,
                 tier: s.tier,
                 group: s.group,
@@ -386,6 +397,29 @@ impl<'p> BatchBuilder<'p> {
         extras: &[Vec<ExtraKey<'p>>],
     ) -> &mut Self {
         assert!(extras.is_empty() || extras.len() == hashes.len(), "extra keys: none, or one list per hash");
+        self.push(fields, hashes, tokens, &[], extras)
+    }
+
+    /// Adds a store of blocks whose own hashes are known: `locals` has one for each of `hashes`,
+    /// computed with the seed of the blocks' namespace ([`crate::hash::canonical`]).
+    pub fn hashed(
+        &mut self,
+        fields: StoredFields<'p>,
+        hashes: &[EngineHash],
+        locals: &[LocalHash],
+    ) -> &mut Self {
+        assert!(locals.len() == hashes.len(), "a block's own hash for each");
+        self.push(StoredFields { content: Content::Hashed, ..fields }, hashes, &[], locals, &[])
+    }
+
+    fn push(
+        &mut self,
+        fields: StoredFields<'p>,
+        hashes: &[EngineHash],
+        tokens: &[u32],
+        locals: &[LocalHash],
+        extras: &[Vec<ExtraKey<'p>>],
+    ) -> &mut Self {
         let b = &mut self.batch;
         let ranges_at = b.extra_ranges.len() as u32;
         for keys in extras {
@@ -395,10 +429,12 @@ impl<'p> BatchBuilder<'p> {
         }
         let hashes = extend(&mut b.hashes, hashes);
         let tokens = extend(&mut b.tokens, tokens);
+        let locals = extend(&mut b.locals, locals);
         b.events.push(RawEvent::Stored(RawStored {
             hashes,
             parent: fields.parent,
             tokens,
+            locals,
             block_size: fields.block_size,
             tier: fields.tier,
             group: fields.group,

@@ -45,6 +45,7 @@ pub(super) struct LogTable {
 pub(super) struct IndexTable {
     pub max_blocks_per_publisher: Option<usize>,
     pub max_speculative: Option<usize>,
+    pub max_memory: Option<Bytes>,
     pub llmd_hash_algorithm: Option<String>,
     pub llmd_hash_seed: Option<String>,
 }
@@ -107,8 +108,14 @@ pub(super) struct ListenTable {
 
 impl IndexTable {
     pub(super) fn apply(self, to: &mut IndexConfig) -> Result<(), ConfigError> {
-        let IndexTable { max_blocks_per_publisher, max_speculative, llmd_hash_algorithm, llmd_hash_seed } =
-            self;
+        let IndexTable {
+            max_blocks_per_publisher,
+            max_speculative,
+            max_memory,
+            llmd_hash_algorithm,
+            llmd_hash_seed,
+        } = self;
+        set(&mut to.max_bytes, max_memory.map(|b| b.0 as u64));
         set(&mut to.max_blocks_per_holder, max_blocks_per_publisher);
         set(&mut to.max_speculative, max_speculative);
         let key = "index.llmd_hash_algorithm";
@@ -201,6 +208,7 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
     vec![
         ("drain_timeout (ms)", millis(config.drain_timeout), 0..=DAY),
         ("index.max_blocks_per_publisher", count(index.max_blocks_per_holder), 1..=1 << 31),
+        ("index.max_memory (bytes)", index.max_bytes, 1 << 20..=u64::MAX),
         ("index.max_speculative", count(index.max_speculative), 0..=1 << 31),
         ("limits.max_tokens", count(limits.max_tokens), 1..=1 << 28),
         ("limits.max_body (bytes)", count(limits.max_body_bytes), 1 << 10..=1 << 30),

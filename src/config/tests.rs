@@ -48,6 +48,7 @@ fn the_example_file_names_every_key_there_is() {
         file::IndexTable {
             max_blocks_per_publisher: Some(_),
             max_speculative: Some(_),
+            max_memory: Some(_),
             llmd_hash_algorithm: Some(_),
             llmd_hash_seed: Some(_)
         }

@@ -252,11 +252,13 @@ impl Service {
         // Asked for all at once: each question by itself would take a lock that every request takes.
         let mut specs = self.index.specs(answer.scores.iter().map(|s| s.holder)).into_iter();
         let mut freshness = self.publishers.freshness_of(answer.scores.iter().map(|s| s.holder)).into_iter();
-        answer.scores.retain(|_| match (specs.next().flatten(), freshness.next().flatten()) {
+        answer.scores.retain(|score| match (specs.next().flatten(), freshness.next().flatten()) {
             (None, _) => false, // detached since then
             (Some(spec), freshness) => {
                 let asked_as = note_seen(&mut wanted, &spec.instance);
-                holders.push(HolderView { spec, freshness: freshness.unwrap_or(UNVOUCHED), asked_as });
+                let mut freshness = freshness.unwrap_or(UNVOUCHED);
+                freshness.complete &= !score.partial;
+                holders.push(HolderView { spec, freshness, asked_as });
                 true
             }
         });

@@ -41,6 +41,7 @@ impl Service {
                 self.check_text("cache_salt", cache_salt.unwrap_or_default())?;
                 self.check_items(items)
             }
+            Prompt::Local(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
             Prompt::Canonical(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
             Prompt::Engine(hashes) => at_most("hashes", self.limits.max_tokens, hashes.len()),
             Prompt::Llmd(keys) => at_most("hashes", self.limits.max_tokens, keys.len()),

@@ -1,139 +1,130 @@
-//! What one engine holds, by its own hashes, and what each event changes.
+//! What each event of one engine changes.
 //!
-//! Pure state: events go in, changes of (canonical block, mask) come out through a callback
-//! that the caller carries over into the shared map. Engine hashes mean something only within
-//! one publisher, so the resolution from engine hash to canonical block lives here.
+//! What an engine holds lies in the forest of its hash domain as intervals. Kept here is only what
+//! does not fit there: blocks that are held but stand nowhere yet, or that the engine calls by a second
+//! name ([`odd`]), and what its events tell of it ([`learn`]).
 //!
-//! A node outlives its last copy for a while as a *ghost*: offload tiers announce bare hashes,
-//! and a tier may announce a block after the device has dropped it.
-//!
-//! This file counts copies; [`place`] finds where a block stands, [`learn`] what a store tells
-//! of the engine, [`inspect`] looks in.
+//! An engine begins in the domain that most use. As soon as it calls a block of another engine by
+//! another name it moves to a domain whose names agree with its own, or to a new one ([`domain`]);
+//! once it has called another's block by the same name it stays.
 
+mod domain;
 mod inspect;
 mod learn;
-mod place;
+mod odd;
+mod store;
 
-use std::collections::VecDeque;
-
-use kvproto::event::Content;
 use kvproto::hash::canonical::Seed;
-use kvproto::hash::llmd::{Llmd, RequestKey};
-use kvproto::{Batch, EngineHash, Event, ExtraKey, GroupKind, LocalHash, Removed, SeqHash, Stored, Tier};
-use rustc_hash::FxHashMap;
-use smallvec::SmallVec;
+use kvproto::hash::llmd::Llmd;
+use kvproto::{Batch, EngineHash, Event, Removed, Tier};
 
-use crate::profile::{MAX_GROUPS, Mask, Profile};
+use crate::forest::{Guard, Pen, Place, Plane, Slot, Span, Writer};
+use crate::pool::{CANONICAL, Forests};
+use crate::profile::{Mask, Profile};
 use crate::types::{Applied, HolderSpec, HolderStats};
 
-/// Ghosts kept per holder.
-const MAX_GHOSTS: usize = 1 << 14;
+use odd::Odd;
 
-/// The depth of a block that stands for itself but does not say where it is.
-const UNKNOWN_DEPTH: u32 = u32::MAX;
-
-/// One engine's blocks.
+/// One engine.
 #[derive(Debug)]
 pub(crate) struct Holder {
     spec: std::sync::Arc<HolderSpec>,
+    slot: Slot,
+    /// A number for what it tells until it is reset.
+    creator: u32,
     max_blocks: usize,
     /// Names blocks by llm-d's request keys too, where the deployment asks by them.
     llmd: Option<Llmd>,
-    nodes: FxHashMap<EngineHash, Node>,
-    /// Parent hash not placed yet → nodes that wait for it.
-    waiting: FxHashMap<EngineHash, Vec<EngineHash>>,
-    /// Canonical block → the nodes that stand for it, nearly always one.
-    placed: FxHashMap<SeqHash, SmallVec<[EngineHash; 2]>>,
-    ghosts: VecDeque<EngineHash>,
+    /// Its hash domain.
+    domain: usize,
+    /// Whether it has called another engine's block by the same name.
+    agreed: bool,
+    /// Strands that it holds or held something of, by domain: the canonical one and its own.
+    strands: [Strands; 2],
+    odd: Odd,
     /// Seeds by LoRA name.
     seeds: Vec<(Option<String>, Seed)>,
     profile: Profile,
     profile_changed: bool,
     stats: HolderStats,
+    told: store::Scratch,
 }
 
-#[derive(Debug)]
-struct Node {
-    place: Place,
-    parent: Option<EngineHash>,
-    llmd_key: Option<RequestKey>,
-    block_size: u32,
-    /// Whether a full-attention group named it, which has the last word.
-    named_by_full: bool,
-    copies: SmallVec<[Copies; 2]>,
+/// Blocks of one strand that an event removes.
+struct Run<'g> {
+    domain: usize,
+    strand: u32,
+    span: Span,
+    /// What the strand's blocks are called.
+    names: &'g [u64],
 }
 
-/// How often a block lies in one tier and group.
-#[derive(Clone, Copy, Debug)]
-struct Copies {
-    tier: Tier,
-    group: u8,
-    count: u32,
+/// Strands of one domain that a holder is or was in.
+#[derive(Debug, Default)]
+struct Strands {
+    all: Vec<u32>,
+    /// How many of them it may have left.
+    left: usize,
 }
 
-/// Where a node stands in its sequence.
-#[derive(Clone, Copy, Debug)]
-enum Place {
-    /// `depth` blocks precede it.
-    Known { seq: SeqHash, depth: u32 },
-    /// Its content is known, what precedes it is not.
-    Orphan { seed: Seed, local: LocalHash },
-    /// Only its hash is known.
-    Nameless,
+/// What a holder's events are applied to.
+pub(crate) struct Desk<'a> {
+    pub forests: &'a Forests,
+    pub writers: &'a mut Vec<Writer>,
+    pub guard: &'a Guard,
+    /// A number that no holder had.
+    pub next_creator: &'a mut u32,
 }
 
-/// What a store says a block is.
-struct Name {
-    parent: Option<EngineHash>,
-    seed: Seed,
-    content: Named,
-    llmd_key: Option<RequestKey>,
-    block_size: u32,
-    by_full: bool,
-}
-
-enum Named {
-    Local(LocalHash),
-    /// The hash stands for itself.
-    Canonical {
-        seq: SeqHash,
-        depth: Option<u32>,
-    },
-}
-
-/// Carries changes out: from now on this holder has `seq`, which llm-d calls `key`, in `mask`;
-/// empty = not at all.
-pub(crate) trait Changes {
-    fn set(&mut self, seq: SeqHash, mask: Mask, key: Option<RequestKey>);
+impl Desk<'_> {
+    pub fn pen(&mut self, domain: usize) -> Pen<'_> {
+        if self.writers.len() <= domain {
+            self.writers.resize_with(domain + 1, Writer::new);
+        }
+        Pen { forest: self.forests.get(domain), w: &mut self.writers[domain], guard: self.guard }
+    }
 }
 
 impl Holder {
-    pub fn new(spec: std::sync::Arc<HolderSpec>, max_blocks: usize, llmd: Option<Llmd>) -> Holder {
+    pub fn new(
+        spec: std::sync::Arc<HolderSpec>,
+        slot: Slot,
+        max_blocks: usize,
+        llmd: Option<Llmd>,
+        desk: &mut Desk<'_>,
+    ) -> Holder {
+        *desk.next_creator += 1;
+        let domain = desk.forests.busiest();
+        desk.forests.join(domain);
         Holder {
             spec,
+            slot,
+            creator: *desk.next_creator,
             max_blocks,
             llmd,
-            nodes: FxHashMap::default(),
-            waiting: FxHashMap::default(),
-            placed: FxHashMap::default(),
-            ghosts: VecDeque::new(),
+            domain,
+            agreed: false,
+            strands: Default::default(),
+            odd: Odd::default(),
             seeds: Vec::new(),
             profile: Profile::default(),
             profile_changed: false,
             stats: HolderStats::default(),
+            told: store::Scratch::default(),
         }
     }
 
     /// Applies the events in order.
-    pub fn apply(&mut self, batch: &Batch<'_>, out: &mut impl Changes) -> Applied {
+    pub fn apply(&mut self, batch: &Batch<'_>, desk: &mut Desk<'_>) -> Applied {
         let mut done = Applied::default();
+        desk.pen(self.domain).tick();
         for event in batch.events() {
             match event {
-                Event::Stored(s) => self.stored(&s, out, &mut done),
-                Event::Removed(r) => self.removed(&r, out, &mut done),
+                Event::Stored(s) => self.stored(&s, desk, &mut done),
+                Event::Removed(r) => self.removed(&r, desk, &mut done),
                 Event::Cleared(c) => {
                     done.cleared += 1;
-                    self.drop_copies(c.tier, out);
+                    self.clear_tier(c.tier, desk);
                 }
             }
         }
@@ -142,13 +133,18 @@ impl Holder {
     }
 
     /// Forgets everything, also what was learnt of the engine.
-    pub fn reset(&mut self, out: &mut impl Changes) {
-        self.drop_copies(None, out);
-        *self = Holder {
-            stats: HolderStats { refused: self.stats.refused, ..HolderStats::default() },
-            profile_changed: true,
-            ..Holder::new(self.spec.clone(), self.max_blocks, self.llmd)
-        };
+    pub fn reset(&mut self, desk: &mut Desk<'_>) {
+        self.leave(desk);
+        let HolderStats { refused, dropped, .. } = self.stats;
+        let stats = HolderStats { refused, dropped, ..HolderStats::default() };
+        let new = Holder::new(self.spec.clone(), self.slot, self.max_blocks, self.llmd, desk);
+        *self = Holder { stats, profile_changed: true, ..new };
+    }
+
+    /// Lets everything go, for good.
+    pub fn leave(&mut self, desk: &mut Desk<'_>) {
+        self.clear_tier(None, desk);
+        desk.forests.part(self.domain);
     }
 
     /// What was learnt, if it changed since this was last asked.
@@ -156,201 +152,159 @@ impl Holder {
         std::mem::take(&mut self.profile_changed).then(|| self.profile.clone())
     }
 
-    fn stored(&mut self, s: &Stored<'_>, out: &mut impl Changes, done: &mut Applied) {
-        if s.group >= MAX_GROUPS {
-            done.refused += s.hashes.len() as u32;
+    fn removed(&mut self, r: &Removed<'_>, desk: &mut Desk<'_>, done: &mut Applied) {
+        if r.group >= crate::profile::MAX_GROUPS {
+            done.unknown_removed += r.hashes.len() as u32;
             return;
         }
-        let kind = self.learn(s);
-        let by_full = kind == GroupKind::Full;
-        let lora = s.lora.or(self.spec.lora.as_deref());
-        let seed = self.seed(lora.map(str::to_owned));
-        let dense = s.is_dense();
-        let mut parent = s.parent;
-        let mut keys: Vec<ExtraKey<'_>> = Vec::new();
-        for (i, &h) in s.hashes.iter().enumerate() {
-            let settled = self
-                .nodes
-                .get(&h)
-                .is_some_and(|n| matches!(n.place, Place::Known { .. }) && (n.named_by_full || !by_full));
-            let content = match s.content {
-                _ if settled => None,
-                Content::Complete if dense => {
-                    keys.clear();
-                    keys.extend_from_slice(s.extras(i));
-                    if parent.is_none()
-                        && let Some(salt) = s.cache_salt
-                    {
-                        keys.push(ExtraKey::Text(salt));
-                    }
-                    let at = i * s.block_size as usize;
-                    let tokens = &s.tokens[at..at + s.block_size as usize];
-                    Some(Named::Local(seed.local(tokens, &keys)))
+        let plane = Plane::of(Mask::bit(r.tier, r.group));
+        // Blocks of one sequence follow each other, from either end: the next one is looked for
+        // beside the last before it is looked up.
+        let mut run: Option<Run<'_>> = None;
+        let guard = desk.guard;
+        let forests = desk.forests;
+        for &h in r.hashes {
+            if !self.odd.is_empty() && self.odd.knows(h) {
+                self.let_run_go(run.take(), plane, desk, done);
+                self.odd_removed(h, r.tier, r.group, desk, done);
+                continue;
+            }
+            if let Some(Run { names, span, .. }) = &mut run {
+                if names.get(span.1 as usize) == Some(&h.0) {
+                    span.1 += 1;
+                    continue;
                 }
-                Content::Canonical => Some(Named::Canonical {
-                    seq: SeqHash(h.0),
-                    depth: s.base_block.map(|b| b.saturating_add(i as u32)),
-                }),
-                Content::Complete | Content::HashOnly => None,
-            };
-            let llmd_key = content.as_ref().and_then(|_| self.llmd_key(s, i, parent, &keys));
-            let name = content.map(|content| Name {
-                parent,
-                seed,
-                content,
-                llmd_key,
-                block_size: s.block_size,
-                by_full,
+                if span.0 > 0 && names[span.0 as usize - 1] == h.0 {
+                    span.0 -= 1;
+                    continue;
+                }
+            }
+            self.let_run_go(run.take(), plane, desk, done);
+            run = self.find(h, desk).and_then(|(domain, p)| {
+                let names = forests.get(domain).names(forests.get(domain).look(guard, p.strand)?);
+                Some(Run { domain, strand: p.strand, span: (p.offset, p.offset + 1), names })
             });
-            self.hold(h, s.tier, s.group, name, out, done);
-            parent = Some(h);
+            done.unknown_removed += u32::from(run.is_none());
         }
+        self.let_run_go(run, plane, desk, done);
     }
 
-    fn removed(&mut self, r: &Removed<'_>, out: &mut impl Changes, done: &mut Applied) {
-        for &h in r.hashes {
-            let Some(node) = self.nodes.get_mut(&h) else {
-                done.unknown_removed += 1;
-                continue;
-            };
-            let before = node.mask();
-            let at = node.copies.iter().position(|c| c.tier == r.tier && u32::from(c.group) == r.group);
-            let Some(at) = at else {
-                done.unknown_removed += 1;
-                continue;
-            };
-            done.removed += 1;
-            if node.copies[at].count > 1 {
-                node.copies[at].count -= 1;
-                continue;
-            }
-            node.copies.remove(at);
-            let after = node.mask();
-            let place = node.place;
-            self.count(before, after, place);
-            self.publish(h, place, after, out);
-            if after.is_empty() {
-                self.haunt(h);
-            }
-        }
+    fn let_run_go(&mut self, run: Option<Run<'_>>, plane: Plane, desk: &mut Desk<'_>, done: &mut Applied) {
+        let Some(Run { domain, strand, span, .. }) = run else { return };
+        let look = desk.forests.get(domain).look(desk.guard, strand);
+        let plain = plane == Plane::of(Mask::bit(Tier::Gpu, 0)) && self.odd.is_empty();
+        let dropped = if plain && look.is_some_and(|l| l.planes.is_none()) {
+            // By far the most often: nothing but the device's one group.
+            let (dropped, last) = desk.pen(domain).drop_copy(self.slot, plane, strand, span);
+            self.stats.blocks -= u64::from(last);
+            self.stats.by_tier[0] -= u64::from(last);
+            dropped
+        } else {
+            self.changing(domain, strand, span, desk, |pen, slot| pen.drop_copy(slot, plane, strand, span)).0
+        };
+        done.removed += dropped;
+        done.unknown_removed += span.1 - span.0 - dropped;
+        self.gone_from(domain, strand, desk);
     }
 
     /// Drops every copy in `tier`, or in all of them, in time proportional to this holder.
-    fn drop_copies(&mut self, tier: Option<Tier>, out: &mut impl Changes) {
-        let mut emptied = Vec::new();
-        for (&h, node) in &mut self.nodes {
-            let before = node.mask();
-            if before.is_empty() {
-                continue;
+    fn clear_tier(&mut self, tier: Option<Tier>, desk: &mut Desk<'_>) {
+        for which in 0..2 {
+            let domain = self.domain_of(which);
+            let mut strands = std::mem::take(&mut self.strands[which].all);
+            strands.sort_unstable();
+            strands.dedup();
+            for &strand in &strands {
+                let Some(look) = desk.forests.get(domain).look(desk.guard, strand) else { continue };
+                self.changing(domain, strand, (0, look.len), desk, |pen, slot| {
+                    pen.drop_all(slot, strand, (0, look.len), |p| tier.is_none_or(|t| p.mask().has_tier(t)));
+                });
+                desk.pen(domain).let_go(strand);
             }
-            node.copies.retain(|c| tier.is_some_and(|t| t != c.tier));
-            let after = node.mask();
-            if after != before {
-                emptied.push((h, before, after, node.place));
-            }
+            strands.retain(|s| desk.holds(domain, *s, self.slot));
+            self.strands[which] = Strands { all: strands, left: 0 };
         }
-        for (h, before, after, place) in emptied {
-            self.count(before, after, place);
-            self.publish(h, place, after, out);
-            if after.is_empty() {
-                self.haunt(h);
-            }
-        }
+        self.odd_cleared(tier, desk);
     }
 
-    /// One more copy of `h`.
-    fn hold(
+    /// Keeps the counts in step with what `change` does to `span` of a strand.
+    fn changing<R>(
         &mut self,
-        h: EngineHash,
-        tier: Tier,
-        group: u32,
-        name: Option<Name>,
-        out: &mut impl Changes,
-        done: &mut Applied,
-    ) {
-        let full = self.stats.blocks as usize >= self.max_blocks;
-        let node = match self.nodes.entry(h) {
-            std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
-            std::collections::hash_map::Entry::Vacant(_) if full => {
-                done.refused += 1;
-                return;
+        domain: usize,
+        strand: u32,
+        span: Span,
+        desk: &mut Desk<'_>,
+        change: impl FnOnce(&mut Pen<'_>, Slot) -> R,
+    ) -> R {
+        let forest = desk.forests.get(domain);
+        let held = |desk: &Desk<'_>| match forest.look(desk.guard, strand) {
+            Some(look) => {
+                let mut held = look.held(self.slot, span);
+                self.odd.discount(domain, strand, span, self.slot, &look, &mut held);
+                held
             }
-            std::collections::hash_map::Entry::Vacant(e) => e.insert(Node::nameless()),
+            None => Default::default(),
         };
-        let before = node.mask();
-        if before.is_empty() && full {
-            done.refused += 1;
-            return;
+        let before = held(desk);
+        let out = change(&mut desk.pen(domain), self.slot);
+        let after = held(desk);
+        let step = |n: &mut u64, a: u32, b: u32| *n = n.wrapping_add(u64::from(b)).wrapping_sub(u64::from(a));
+        step(&mut self.stats.blocks, before.any, after.any);
+        for (n, (a, b)) in self.stats.by_tier.iter_mut().zip(before.by_tier.into_iter().zip(after.by_tier)) {
+            step(n, a, b);
         }
-        match node.copies.iter_mut().find(|c| c.tier == tier && u32::from(c.group) == group) {
-            Some(c) => c.count = c.count.saturating_add(1),
-            None => node.copies.push(Copies { tier, group: group as u8, count: 1 }),
-        }
-        done.stored += 1;
-        let after = node.mask();
-        let place = node.place;
-        self.count(before, after, place);
-        if after != before {
-            self.publish(h, place, after, out);
-        }
-        if let Some(name) = name {
-            self.name(h, name, out, done);
-        }
-        if tier != Tier::Gpu {
-            self.learn_chunk(h);
-        }
+        out
     }
 
-    /// Keeps a node that lost its last copy for a while, and lets the oldest such node go.
-    fn haunt(&mut self, h: EngineHash) {
-        self.ghosts.push_back(h);
-        while self.ghosts.len() > MAX_GHOSTS {
-            let Some(old) = self.ghosts.pop_front() else { return };
-            if self.nodes.get(&old).is_none_or(|n| !n.mask().is_empty()) {
-                continue;
-            }
-            if let Some(Node { place: Place::Orphan { .. }, parent: Some(p), .. }) = self.nodes.remove(&old)
-                && let Some(waiting) = self.waiting.get_mut(&p)
-            {
-                waiting.retain(|w| *w != old);
-                if waiting.is_empty() {
-                    self.waiting.remove(&p);
-                }
+    /// After this holder let go of some of a strand.
+    fn gone_from(&mut self, domain: usize, strand: u32, desk: &mut Desk<'_>) {
+        desk.pen(domain).let_go(strand);
+        if !desk.holds(domain, strand, self.slot) {
+            let which = usize::from(domain != CANONICAL);
+            let strands = &mut self.strands[which];
+            strands.left += 1;
+            if strands.left > 64 && strands.left > strands.all.len() / 2 {
+                strands.all.sort_unstable();
+                strands.all.dedup();
+                strands.all.retain(|s| desk.holds(domain, *s, self.slot));
+                strands.left = 0;
             }
         }
     }
 
-    /// Keeps the counts of distinct blocks in step with a node whose mask changed.
-    fn count(&mut self, before: Mask, after: Mask, place: Place) {
-        let step = |n: &mut u64, before: bool, after: bool| match (before, after) {
-            (false, true) => *n += 1,
-            (true, false) => *n -= 1,
-            (true, true) | (false, false) => {}
-        };
-        let (was, is) = (!before.is_empty(), !after.is_empty());
-        step(&mut self.stats.blocks, was, is);
-        if !matches!(place, Place::Known { .. }) {
-            step(&mut self.stats.unplaced, was, is);
-        }
-        for (n, tier) in self.stats.by_tier.iter_mut().zip(Tier::ALL) {
-            step(n, before.has_tier(tier), after.has_tier(tier));
-        }
+    /// Where the engine's block `h` lies: its domain and place.
+    fn find(&self, h: EngineHash, desk: &Desk<'_>) -> Option<(usize, Place)> {
+        let find = |domain| Some((domain, desk.forests.get(domain).find_name(desk.guard, h.0)?));
+        let canonical = || if self.strands[0].all.is_empty() { None } else { find(CANONICAL) };
+        find(self.domain).or_else(canonical)
+    }
+
+    fn domain_of(&self, which: usize) -> usize {
+        if which == 0 { CANONICAL } else { self.domain }
+    }
+
+    /// What the index dropped of this holder to stay within its budget.
+    pub fn lose(&mut self, domain: usize, loss: crate::forest::Loss, desk: &mut Desk<'_>) {
+        let before = self.stats.blocks;
+        self.odd.forget_places(domain, loss.strand, loss.span);
+        self.changing(domain, loss.strand, loss.span, desk, |pen, _| pen.lose(loss));
+        self.stats.dropped += before - self.stats.blocks;
+        self.gone_from(domain, loss.strand, desk);
+    }
+
+    /// (Block, holder) pairs at known places, each place once.
+    pub fn entries(&self) -> u64 {
+        self.stats.blocks - self.odd.held() as u64 + self.odd.places() as u64
+    }
+
+    /// Whether something of this holder is not in its forest.
+    pub fn is_odd(&self) -> bool {
+        !self.odd.is_empty()
     }
 }
 
-impl Node {
-    fn nameless() -> Node {
-        Node {
-            place: Place::Nameless,
-            parent: None,
-            llmd_key: None,
-            block_size: 0,
-            named_by_full: false,
-            copies: SmallVec::new(),
-        }
-    }
-
-    fn mask(&self) -> Mask {
-        self.copies.iter().fold(Mask::default(), |m, c| m.union(Mask::bit(c.tier, u32::from(c.group))))
+impl Desk<'_> {
+    fn holds(&self, domain: usize, strand: u32, slot: Slot) -> bool {
+        self.forests.get(domain).look(self.guard, strand).is_some_and(|l| l.has(slot))
     }
 }

@@ -52,6 +52,7 @@ impl Dialect for Mooncake {
             hashes: draft.hashes,
             parent: draft.parent,
             tokens: draft.tokens,
+            locals: 0..0,
             block_size: draft.block_size,
             group: 0,
             spec: None,

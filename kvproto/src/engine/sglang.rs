@@ -58,6 +58,7 @@ impl Dialect for Sglang {
             hashes: draft.hashes,
             parent: draft.parent,
             tokens: draft.tokens,
+            locals: 0..0,
             block_size: draft.block_size,
             group: 0,
             spec: None,

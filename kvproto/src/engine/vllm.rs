@@ -74,6 +74,7 @@ impl Dialect for Vllm {
             hashes: draft.hashes,
             parent: draft.parent,
             tokens: draft.tokens,
+            locals: 0..0,
             block_size: draft.block_size,
             group: draft.group,
             lora: draft.lora,

@@ -76,7 +76,7 @@ impl<'a> PublisherRow<'a> {
             additionalsalt: &spec.additional_salt,
             block_size: spec.block_size,
             observed_block_size: Some(held.block_size).filter(|n| *n > 0),
-            complete: status.freshness.complete,
+            complete: status.freshness.complete && !held.partial,
             silent_ms: since(status.freshness.last_message),
             staleness_ms: since(status.freshness.oldest_queued).unwrap_or(0),
             batches: status.batches,
