@@ -128,7 +128,9 @@ enum Command {
 macro_rules! with_peer {
     ($name:expr, $block_size:expr, $f:ident $(, $arg:expr)*) => {
         match ($name, $block_size) {
-            ("kvd", _) => measure::$f::<peers::kvd::BySequence>($($arg),*),
+            ("kvd-local", _) => measure::$f::<peers::kvd::ByLocal>($($arg),*),
+            ("kvd-seq", _) => measure::$f::<peers::kvd::BySequence>($($arg),*),
+            ("kvd-canonical", _) => measure::$f::<peers::kvd::Canonical>($($arg),*),
             ("kvd-tokens", 16) => measure::$f::<peers::kvd::ByTokens<16>>($($arg),*),
             ("kvd-tokens", 512) => measure::$f::<peers::kvd::ByTokens<512>>($($arg),*),
             ("smg-chain", _) => measure::$f::<peers::smg::Chain<false>>($($arg),*),

@@ -91,6 +91,11 @@ pub trait Peer: Sized {
     /// A block, by its hashes, in the index's own terms.
     fn block(local: u64, sequence: u64) -> Self::Block;
 
+    /// A prompt in the index's own terms, from its blocks' local and sequence hashes.
+    fn prompt(locals: &[u64], sequence: &[u64], out: &mut Vec<Self::Block>) {
+        out.extend(locals.iter().zip(sequence).map(|(l, s)| Self::block(*l, *s)));
+    }
+
     /// Applies the events in order; on return they are visible to readers. Returns how many the
     /// index refused.
     fn ingest(&mut self, events: Vec<Self::Event>) -> usize;

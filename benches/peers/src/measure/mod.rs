@@ -145,7 +145,7 @@ fn truth(stream: &Stream, questions: &[Question<'_>]) -> Vec<Hit> {
 /// The prompt in the index's own terms.
 fn prompt<P: Peer>(question: &Question<'_>, out: &mut Vec<P::Block>) {
     out.clear();
-    out.extend(question.locals.iter().zip(question.sequence()).map(|(local, seq)| P::block(*local, seq)));
+    P::prompt(question.locals, &question.sequence(), out);
 }
 
 /// Some questions in the index's own terms, at most as many as fit in a processor's larger cache,
