@@ -1,6 +1,7 @@
 //! Which payloads does this node keep below the GPU, and where do they lie?
 //!
-//! So far in RAM: an [`Arena`] of slots of one size, each for one KV block.
+//! [`policy`] decides what is kept in which tier and returns [`policy::Move`]s. An [`Arena`] holds
+//! blocks in RAM, in slots of one size, each for one KV block:
 //!
 //! ```text
 //!            reserve           commit             free, last lease dropped
@@ -8,8 +9,8 @@
 //!                     (written)        (leased, read, verified)
 //! ```
 //!
-//! A disk tier, a shared tier, and the policy that moves blocks between them are not in it.
-//! Neither is eviction: a full arena refuses, and whoever owns it decides what to free.
+//! A full arena refuses; what to free is the policy's decision. A disk tier and a shared tier are
+//! not in here yet, and neither is what carries moves out.
 //!
 //! ```
 //! use kvtier::{Arena, Key};
@@ -29,6 +30,7 @@
 //! ```
 
 mod arena;
+pub mod policy;
 mod slot;
 
 pub use arena::{Arena, ArenaError, Stats};
