@@ -14,6 +14,7 @@ mod report;
 mod score;
 mod server;
 mod throughput;
+mod tier;
 mod visible;
 mod workload;
 
@@ -56,6 +57,8 @@ enum Workload {
     Throughput(throughput::Args),
     /// What does it cost to decode and apply an engine's events?
     Ingest(ingest::Args),
+    /// How often does the tier policy have what is asked for, beside published policies?
+    Tier(tier::Args),
 }
 
 /// What every workload is given.
@@ -89,6 +92,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Score(args) => score::run(&setting, &args),
         Workload::Throughput(args) => throughput::run(&setting, &args),
         Workload::Ingest(args) => ingest::run(&setting, &args),
+        Workload::Tier(args) => tier::run(&args),
     };
     println!("\nload average after: {}", machine::load());
     verdict
