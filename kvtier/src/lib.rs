@@ -1,7 +1,8 @@
 //! Which payloads does this node keep below the GPU, and where do they lie?
 //!
-//! [`policy`] decides what is kept in which tier and returns [`policy::Move`]s. An [`Arena`] holds
-//! blocks in RAM, in slots of one size, each for one KV block:
+//! [`policy`] decides what is kept in which tier and returns [`policy::Move`]s. [`store`] keeps
+//! blocks on disk and never returns a wrong byte. An [`Arena`] holds blocks in RAM, in slots of
+//! one size, each for one KV block:
 //!
 //! ```text
 //!            reserve           commit             free, last lease dropped
@@ -9,8 +10,8 @@
 //!                     (written)        (leased, read, verified)
 //! ```
 //!
-//! A full arena refuses; what to free is the policy's decision. A disk tier and a shared tier are
-//! not in here yet, and neither is what carries moves out.
+//! A full arena refuses; what to free is the policy's decision. A shared tier is not in here, and
+//! neither is what carries moves out.
 //!
 //! ```
 //! use kvtier::{Arena, Key};
@@ -32,6 +33,7 @@
 mod arena;
 pub mod policy;
 mod slot;
+pub mod store;
 
 pub use arena::{Arena, ArenaError, Stats};
 pub use slot::{Corrupt, Key, Lease, Reserved, SlotId};

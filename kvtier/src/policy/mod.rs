@@ -41,7 +41,7 @@ mod blocks;
 mod evict;
 mod pins;
 mod planner;
-mod random;
+pub(crate) mod random;
 #[cfg(test)]
 mod reference;
 mod reuse;

@@ -1,0 +1,210 @@
+//! The parts of a store's work: runs of slots, whole or copied payloads, what a failure leads to.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
+
+use super::StoreKey;
+use super::medium::{Buffer, PAGE, is_aligned};
+use super::record::Record;
+use super::store::{Place, Put, Read, State, Store, lock};
+use crate::policy::BlockId;
+
+/// Blocks in a row are read and written together up to so many bytes.
+const TOGETHER: usize = 1 << 20;
+/// Buffers kept for payloads that are not on a page boundary.
+const SPARE: usize = 8;
+/// Ends of chains remembered, so that what follows is put behind them.
+const ENDS: usize = 4096;
+
+impl Store {
+    fn slot_bytes(&self) -> usize {
+        self.layout.block_bytes.next_multiple_of(PAGE)
+    }
+
+    pub(super) fn segment_of(&self, slot: u32) -> usize {
+        (slot / self.layout.segment_slots) as usize
+    }
+
+    /// Which of these slots are neighbours in one file, and go together.
+    pub(super) fn runs(&self, slots: &[u32]) -> Vec<Range<usize>> {
+        let most = (TOGETHER / self.slot_bytes()).max(1);
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (at, &slot) in slots.iter().enumerate() {
+            let follows = |run: &Range<usize>| {
+                let before = slots[run.end - 1];
+                slot == before + 1 && self.segment_of(slot) == self.segment_of(before) && run.len() < most
+            };
+            match runs.last_mut() {
+                Some(run) if follows(run) => run.end = at + 1,
+                Some(_) | None => runs.push(at..at + 1),
+            }
+        }
+        runs
+    }
+
+    /// Writes payloads to the slots from `first` on.
+    pub(super) fn write<'a>(&self, first: u32, payloads: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+        let payloads: Vec<&[u8]> = payloads.collect();
+        let at = self.offset(first);
+        let segment = &self.segments[self.segment_of(first)];
+        if payloads.iter().all(|p| is_aligned(p)) {
+            let slices: Vec<IoSlice<'_>> = payloads.iter().map(|p| IoSlice::new(p)).collect();
+            return segment.write(at, &slices);
+        }
+        let mut buffer = self.spare(payloads.len())?;
+        for (slot, payload) in buffer.chunks_mut(self.slot_bytes()).zip(&payloads) {
+            slot[..payload.len()].copy_from_slice(payload);
+            slot[payload.len()..].fill(0);
+        }
+        let written = segment.write(at, &[IoSlice::new(&buffer[..payloads.len() * self.slot_bytes()])]);
+        self.keep_spare(buffer);
+        written
+    }
+
+    /// Reads the slots from `first` on.
+    pub(super) fn read<'a>(&self, first: u32, into: impl Iterator<Item = &'a mut [u8]>) -> io::Result<()> {
+        let mut into: Vec<&mut [u8]> = into.collect();
+        let at = self.offset(first);
+        let segment = &self.segments[self.segment_of(first)];
+        if into.iter().all(|p| is_aligned(p)) {
+            let mut slices: Vec<IoSliceMut<'_>> = into.into_iter().map(IoSliceMut::new).collect();
+            return segment.read(at, &mut slices);
+        }
+        let mut buffer = self.spare(into.len())?;
+        let bytes = into.len() * self.slot_bytes();
+        let read = segment.read(at, &mut [IoSliceMut::new(&mut buffer[..bytes])]);
+        for (slot, into) in buffer.chunks(self.slot_bytes()).zip(&mut into) {
+            into.copy_from_slice(&slot[..into.len()]);
+        }
+        self.keep_spare(buffer);
+        read
+    }
+
+    fn offset(&self, slot: u32) -> u64 {
+        u64::from(slot % self.layout.segment_slots) * self.slot_bytes() as u64
+    }
+
+    /// A buffer for so many slots.
+    fn spare(&self, slots: usize) -> io::Result<Buffer> {
+        let bytes = slots * self.slot_bytes();
+        let mut spare = lock(&self.spare);
+        match spare.iter().position(|b| b.len() >= bytes) {
+            Some(at) => Ok(spare.swap_remove(at)),
+            None => Buffer::new(bytes),
+        }
+    }
+
+    fn keep_spare(&self, buffer: Buffer) {
+        let mut spare = lock(&self.spare);
+        if spare.len() < SPARE {
+            spare.push(buffer);
+        }
+    }
+}
+
+impl State {
+    /// Takes over what the table says; returns it, parents before their children.
+    pub fn restore(&mut self, slots: u32, found: Vec<(u32, Record)>) -> Vec<Record> {
+        let mut records: HashMap<StoreKey, (u32, Record)> = HashMap::new();
+        for (slot, record) in found {
+            // Of two copies, the newer: the older one was given up, and that was not written down.
+            let newer = |old: &(u32, Record)| old.1.generation < record.generation;
+            if records.get(&record.key).is_none_or(newer) {
+                records.insert(record.key, (slot, record));
+            }
+        }
+        let mut used: Vec<u32> = Vec::with_capacity(records.len());
+        for (key, (slot, record)) in &records {
+            let Record { generation, checksum, .. } = *record;
+            self.index.insert(*key, Place { slot: *slot, generation, checksum });
+            used.push(*slot);
+        }
+        used.sort_unstable();
+        let mut used = used.into_iter().peekable();
+        for slot in 0..slots {
+            if used.next_if_eq(&slot).is_none() {
+                self.slots.give(slot);
+            }
+        }
+        parents_first(records.into_values().map(|r| r.1).collect())
+    }
+
+    /// Where the end of a chain was put.
+    pub fn end_of(&self, after: Option<BlockId>) -> Option<u32> {
+        self.ends.get(&after?).copied()
+    }
+
+    /// A block is written.
+    pub fn keep(&mut self, put: &Put<'_>, place: Place) {
+        if self.index.contains_key(&put.key) {
+            // Somebody else was faster.
+            self.slots.give(place.slot);
+            return;
+        }
+        let Place { slot, generation, checksum } = place;
+        let record = Record { key: put.key, generation, checksum, after: put.after, owner: put.owner };
+        self.index.insert(put.key, place);
+        self.pending.insert(slot, Some(record));
+        self.stats.puts += 1;
+        if let Some(after) = put.after {
+            self.ends.remove(&after);
+        }
+        if self.ends.len() >= ENDS {
+            self.ends.clear();
+        }
+        self.ends.insert(put.key.id(), slot);
+    }
+
+    /// A write failed. A slot is to blame for that unless the disk is full.
+    pub fn fail(&mut self, slots: impl Iterator<Item = u32>, error: &io::Error) {
+        self.stats.writable = false;
+        self.stats.failed += 1;
+        let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        for slot in slots {
+            if !full {
+                self.slots.quarantine(slot);
+            }
+            self.slots.give(slot);
+        }
+    }
+
+    /// A block was read, or not.
+    pub fn conclude(&mut self, key: StoreKey, place: Place, hit: bool, failed: bool) -> Read {
+        let current = self.index.get(&key).is_some_and(|now| now.generation == place.generation);
+        if !hit && current {
+            self.index.remove(&key);
+            self.pending.insert(place.slot, None);
+            self.slots.quarantine(place.slot);
+            self.slots.give(place.slot);
+        }
+        self.slots.done(place.slot);
+        self.stats.hits += u64::from(hit);
+        self.stats.failed += u64::from(failed);
+        self.stats.corrupt += u64::from(!hit && !failed);
+        match () {
+            () if hit => Read::Hit,
+            () if current => Read::Lost,
+            () => Read::Miss,
+        }
+    }
+}
+
+/// Orders records so that each comes after the block before it, where that is there. A chain
+/// that closes upon itself is cut somewhere.
+fn parents_first(mut records: Vec<Record>) -> Vec<Record> {
+    records.sort_unstable_by_key(|r| r.generation);
+    let by_id: HashMap<BlockId, usize> = records.iter().enumerate().map(|(at, r)| (r.key.id(), at)).collect();
+    let mut seen = vec![false; records.len()];
+    let mut ordered = Vec::with_capacity(records.len());
+    for start in 0..records.len() {
+        let first = ordered.len();
+        let mut at = Some(start);
+        while let Some(this) = at.filter(|at| !std::mem::replace(&mut seen[*at], true)) {
+            ordered.push(records[this]);
+            at = records[this].after.and_then(|id| by_id.get(&id).copied());
+        }
+        ordered[first..].reverse();
+    }
+    ordered
+}

@@ -1,0 +1,154 @@
+//! What is written down of all slots, and when.
+
+use std::io::{self, IoSlice, IoSliceMut};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::medium::{Buffer, Medium, PAGE, Segment};
+use super::record::{RECORD_BYTES, Record, u64_at};
+use super::{Layout, OpenError};
+
+/// Where the store writes down which block is in which slot.
+///
+/// It need not be right: a record whose payload is not there any more does not verify and is a
+/// miss. It must not lose what it has committed.
+pub(super) trait Meta: Send + std::fmt::Debug {
+    /// How often the store has been opened, this time included.
+    fn life(&self) -> u64;
+    /// All records, by slot.
+    fn load(&mut self) -> io::Result<Vec<(u32, Record)>>;
+    /// Writes changes down; when it returns they cannot be lost any more. After an error any of
+    /// them may be written.
+    fn commit(&mut self, changes: &[(u32, Option<Record>)]) -> io::Result<()>;
+    /// Whether it can be written to, by trying.
+    fn probe(&mut self) -> io::Result<()>;
+}
+
+/// Records in a file, each in the place of its slot. Two headers take turns, so that one is whole
+/// whenever the writing of the other was cut short.
+///
+/// A page that is written again has the same bytes for all records that did not change, so even a
+/// page that is written in part loses none of those.
+#[derive(Debug)]
+pub(super) struct Table {
+    file: Box<dyn Segment>,
+    layout: Layout,
+    life: u64,
+    page: Buffer,
+}
+
+const FORM: u64 = 0x6b76_7469_6572_0001;
+const RECORDS: usize = PAGE / RECORD_BYTES;
+const HEADERS: u64 = 2;
+/// Pages read at once.
+const STRETCH: usize = 256;
+
+impl Table {
+    /// Opens the table, or begins a new one.
+    pub fn open(medium: &dyn Medium, layout: Layout) -> Result<Table, OpenError> {
+        let io = |what| move |source| OpenError::Io { what, source };
+        let pages = HEADERS + u64::from(layout.slots).div_ceil(RECORDS as u64);
+        let file = medium.open("table", pages * PAGE as u64).map_err(io("open the table"))?;
+        let page = Buffer::new(PAGE).map_err(io("get memory"))?;
+        let mut table = Table { file, layout, life: 0, page };
+        let mut found = None;
+        for at in 0..HEADERS {
+            if table.read_page(at).is_ok()
+                && let Some((life, layout)) = decode_header(&table.page)
+            {
+                found = found.max(Some((life, layout)));
+            }
+        }
+        match found {
+            Some((_, found)) if found != layout => {
+                return Err(OpenError::Layout { found, wanted: layout });
+            }
+            Some((life, _)) => table.life = life,
+            None => table.clear(pages).map_err(io("clear the table"))?,
+        }
+        table.life += 1;
+        table.probe().map_err(io("write the table's header"))?;
+        Ok(table)
+    }
+
+    /// Without a header nothing says that the records are of this store.
+    fn clear(&mut self, pages: u64) -> io::Result<()> {
+        self.page.fill(0);
+        for page in 0..pages {
+            self.write_page(page)?;
+        }
+        self.file.sync()
+    }
+
+    fn read_page(&mut self, page: u64) -> io::Result<()> {
+        self.file.read(page * PAGE as u64, &mut [IoSliceMut::new(self.page.whole())])
+    }
+
+    fn write_page(&self, page: u64) -> io::Result<()> {
+        self.file.write(page * PAGE as u64, &[IoSlice::new(&self.page)])
+    }
+}
+
+fn decode_header(page: &[u8]) -> Option<(u64, Layout)> {
+    if u64_at(page, 0) != FORM || u64_at(page, 40) != xxh3_64(&page[..40]) {
+        return None;
+    }
+    let layout = Layout {
+        block_bytes: u64_at(page, 16) as usize,
+        slots: u64_at(page, 24) as u32,
+        segment_slots: u64_at(page, 32) as u32,
+    };
+    Some((u64_at(page, 8), layout))
+}
+
+impl Meta for Table {
+    fn life(&self) -> u64 {
+        self.life
+    }
+
+    fn load(&mut self) -> io::Result<Vec<(u32, Record)>> {
+        let mut records = Vec::new();
+        let mut pages = Buffer::new(STRETCH * PAGE)?;
+        for first in (0..self.layout.slots).step_by(STRETCH * RECORDS) {
+            let left = (self.layout.slots - first) as usize;
+            let bytes = left.div_ceil(RECORDS).min(STRETCH) * PAGE;
+            let at = (HEADERS + u64::from(first) / RECORDS as u64) * PAGE as u64;
+            self.file.read(at, &mut [IoSliceMut::new(&mut pages[..bytes])])?;
+            let slots = (first..self.layout.slots).zip(pages[..bytes].chunks(RECORD_BYTES));
+            records.extend(slots.filter_map(|(slot, bytes)| Some((slot, Record::decode(bytes, slot)?))));
+        }
+        // A header that was damaged may have taken the last life with it.
+        let last = records.iter().map(|(_, r)| r.generation >> super::LIFE_SHIFT).max();
+        self.life = self.life.max(last.map_or(0, |life| life + 1));
+        Ok(records)
+    }
+
+    fn commit(&mut self, changes: &[(u32, Option<Record>)]) -> io::Result<()> {
+        let mut changes = changes.to_vec();
+        changes.sort_by_key(|c| c.0);
+        for of_page in changes.chunk_by(|a, b| a.0 / RECORDS as u32 == b.0 / RECORDS as u32) {
+            let page = HEADERS + u64::from(of_page[0].0) / RECORDS as u64;
+            self.read_page(page)?;
+            for (slot, record) in of_page {
+                let at = *slot as usize % RECORDS * RECORD_BYTES;
+                let bytes = record.map_or([0; RECORD_BYTES], |r| r.encode(*slot));
+                self.page[at..at + RECORD_BYTES].copy_from_slice(&bytes);
+            }
+            self.write_page(page)?;
+        }
+        self.file.sync()
+    }
+
+    fn probe(&mut self) -> io::Result<()> {
+        self.page.fill(0);
+        let Layout { block_bytes, slots, segment_slots } = self.layout;
+        let fields = [FORM, self.life, block_bytes as u64, slots.into(), segment_slots.into()];
+        for (at, field) in fields.into_iter().enumerate() {
+            self.page[at * 8..at * 8 + 8].copy_from_slice(&field.to_le_bytes());
+        }
+        let sum = xxh3_64(&self.page[..40]);
+        self.page[40..48].copy_from_slice(&sum.to_le_bytes());
+        self.write_page(self.life % HEADERS)?;
+        self.file.sync()
+    }
+}
