@@ -1,6 +1,7 @@
 //! The parts of a store's work: runs of slots, whole or copied payloads, what a failure leads to.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 
@@ -104,30 +105,35 @@ impl Store {
 }
 
 impl State {
-    /// Takes over what the table says; returns it, parents before their children.
-    pub fn restore(&mut self, slots: u32, found: Vec<(u32, Record)>) -> Vec<Record> {
-        let mut records: HashMap<StoreKey, (u32, Record)> = HashMap::new();
-        for (slot, record) in found {
-            // Of two copies, the newer: the older one was given up, and that was not written down.
-            let newer = |old: &(u32, Record)| old.1.generation < record.generation;
-            if records.get(&record.key).is_none_or(newer) {
-                records.insert(record.key, (slot, record));
+    /// Takes over what the table says, by slot; returns it, parents before their children.
+    pub fn restore(&mut self, slots: u32, mut found: Vec<(u32, Record)>) -> Vec<Record> {
+        self.index.reserve(found.len());
+        let mut twice = false;
+        for (slot, record) in &found {
+            let Record { key, generation, checksum, .. } = *record;
+            let place = Place { slot: *slot, generation, checksum };
+            match self.index.entry(key) {
+                Entry::Vacant(entry) => drop(entry.insert(place)),
+                // Of two copies, the newer: the older one was given up, and that was not written
+                // down.
+                Entry::Occupied(mut entry) => {
+                    twice = true;
+                    if entry.get().generation < generation {
+                        entry.insert(place);
+                    }
+                }
             }
         }
-        let mut used: Vec<u32> = Vec::with_capacity(records.len());
-        for (key, (slot, record)) in &records {
-            let Record { generation, checksum, .. } = *record;
-            self.index.insert(*key, Place { slot: *slot, generation, checksum });
-            used.push(*slot);
+        if twice {
+            found.retain(|(slot, record)| self.index.get(&record.key).is_some_and(|p| p.slot == *slot));
         }
-        used.sort_unstable();
-        let mut used = used.into_iter().peekable();
+        let mut used = found.iter().map(|f| f.0).peekable();
         for slot in 0..slots {
             if used.next_if_eq(&slot).is_none() {
                 self.slots.give(slot);
             }
         }
-        parents_first(records.into_values().map(|r| r.1).collect())
+        parents_first(found)
     }
 
     /// Where the end of a chain was put.
@@ -192,17 +198,18 @@ impl State {
 
 /// Orders records so that each comes after the block before it, where that is there. A chain
 /// that closes upon itself is cut somewhere.
-fn parents_first(mut records: Vec<Record>) -> Vec<Record> {
-    records.sort_unstable_by_key(|r| r.generation);
-    let by_id: HashMap<BlockId, usize> = records.iter().enumerate().map(|(at, r)| (r.key.id(), at)).collect();
+fn parents_first(records: Vec<(u32, Record)>) -> Vec<Record> {
+    let mut by_id: HashMap<BlockId, usize> = HashMap::with_capacity(records.len());
+    by_id.extend(records.iter().enumerate().map(|(at, (_, record))| (record.key.id(), at)));
     let mut seen = vec![false; records.len()];
     let mut ordered = Vec::with_capacity(records.len());
     for start in 0..records.len() {
         let first = ordered.len();
         let mut at = Some(start);
         while let Some(this) = at.filter(|at| !std::mem::replace(&mut seen[*at], true)) {
-            ordered.push(records[this]);
-            at = records[this].after.and_then(|id| by_id.get(&id).copied());
+            let (_, record) = records[this];
+            ordered.push(record);
+            at = record.after.and_then(|id| by_id.get(&id).copied());
         }
         ordered[first..].reverse();
     }
