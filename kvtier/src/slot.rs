@@ -8,7 +8,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::MmapMut;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+use twox_hash::XxHash3_64;
 
 use crate::arena::Table;
 
@@ -50,7 +50,7 @@ impl Slot {
         let mut name = [0; 16];
         name[..8].copy_from_slice(&key.0.to_le_bytes());
         name[8..].copy_from_slice(&self.id.generation.to_le_bytes());
-        xxh3_64_with_seed(&self.bytes, xxh3_64(&name))
+        XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(&name), &self.bytes)
     }
 }
 

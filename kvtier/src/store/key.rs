@@ -1,6 +1,6 @@
 //! What a stored block is called.
 
-use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128};
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::policy::BlockId;
 
@@ -51,13 +51,14 @@ impl StoreKey {
 
     /// The short name that the policy knows the block by.
     pub fn id(&self) -> BlockId {
-        BlockId(xxh3_128(&self.bytes()))
+        BlockId(XxHash3_128::oneshot(&self.bytes()))
     }
 
     /// What payload checksums begin from: a payload of another block, or of another time, does not
     /// verify.
     pub(super) fn checksum(&self, generation: u64, payload: &[u8]) -> u64 {
-        xxh3_64_with_seed(payload, xxh3_64_with_seed(&self.bytes(), generation))
+        let name = XxHash3_64::oneshot_with_seed(generation, &self.bytes());
+        XxHash3_64::oneshot_with_seed(name, payload)
     }
 
     /// All of it, in one form only.

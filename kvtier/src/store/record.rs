@@ -1,6 +1,6 @@
 //! What is written down of a slot: 128 bytes that check themselves.
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 use super::key::{KEY_BYTES, StoreKey};
 use crate::policy::{BlockId, Owner};
@@ -36,7 +36,7 @@ impl Record {
         bytes[22] = u8::from(self.after.is_some());
         bytes[23..39].copy_from_slice(&self.after.map_or(0, |id| id.0).to_le_bytes());
         bytes[39..39 + KEY_BYTES].copy_from_slice(&self.key.bytes());
-        let sum = xxh3_64_with_seed(&bytes[..SUM_AT], u64::from(slot));
+        let sum = XxHash3_64::oneshot_with_seed(slot.into(), &bytes[..SUM_AT]);
         bytes[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -44,7 +44,7 @@ impl Record {
     /// The record of `slot`; `None` where there is none or it is damaged.
     pub(super) fn decode(bytes: &[u8], slot: u32) -> Option<Record> {
         let bytes: &[u8; RECORD_BYTES] = bytes.try_into().ok()?;
-        let sum = xxh3_64_with_seed(&bytes[..SUM_AT], u64::from(slot));
+        let sum = XxHash3_64::oneshot_with_seed(slot.into(), &bytes[..SUM_AT]);
         if u64_at(bytes, SUM_AT) != sum || bytes[..4] != FORM.to_le_bytes() {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use super::medium::{Buffer, Medium, PAGE, Segment};
 use super::record::{RECORD_BYTES, Record, u64_at};
@@ -90,7 +90,7 @@ impl Table {
 }
 
 fn decode_header(page: &[u8]) -> Option<(u64, Layout)> {
-    if u64_at(page, 0) != FORM || u64_at(page, 40) != xxh3_64(&page[..40]) {
+    if u64_at(page, 0) != FORM || u64_at(page, 40) != XxHash3_64::oneshot(&page[..40]) {
         return None;
     }
     let layout = Layout {
@@ -146,7 +146,7 @@ impl Meta for Table {
         for (at, field) in fields.into_iter().enumerate() {
             self.page[at * 8..at * 8 + 8].copy_from_slice(&field.to_le_bytes());
         }
-        let sum = xxh3_64(&self.page[..40]);
+        let sum = XxHash3_64::oneshot(&self.page[..40]);
         self.page[40..48].copy_from_slice(&sum.to_le_bytes());
         self.write_page(self.life % HEADERS)?;
         self.file.sync()
