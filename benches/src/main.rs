@@ -59,6 +59,8 @@ enum Workload {
     Ingest(ingest::Args),
     /// How often does the tier policy have what is asked for, beside published policies?
     Tier(tier::Args),
+    /// How fast does the store write and read, beside the disk itself?
+    Disk(tier::disk::Args),
 }
 
 /// What every workload is given.
@@ -93,6 +95,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Throughput(args) => throughput::run(&setting, &args),
         Workload::Ingest(args) => ingest::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
+        Workload::Disk(args) => tier::disk::run(&setting, &args),
     };
     println!("\nload average after: {}", machine::load());
     verdict

@@ -4,6 +4,7 @@
 //! published policies and the best that could be done. Of a prompt only the blocks contiguous
 //! from its root count as hits; then what is missing is stored.
 
+pub mod disk;
 mod made_up;
 mod rivals;
 mod trace;
