@@ -9,8 +9,8 @@ use super::reuse::{Reuse, Worth};
 use super::room::Residence;
 use super::{BlockId, Config, Move, Owner, Tier};
 
-/// Time is counted in ticks of 16 ms: 32 bits of them are two years.
-const TICK_MS: u64 = 16;
+/// Time is counted in ticks of 4 ms: 32 bits of them are half a year.
+const TICK_MS: u64 = 4;
 
 /// The part of a chain that is below the GPU, contiguous from its root. Each block counts once,
 /// in the fastest tier it was in when asked about.
@@ -120,6 +120,9 @@ impl Planner {
     /// Call it once per request: every call counts as a use of the blocks.
     pub fn lookup(&mut self, now: u64, chain: &[BlockId], moves: &mut Vec<Move>) -> Found {
         self.advance(now);
+        // Requests of one moment are still one after the other. Where time stands still, it is
+        // counted in requests.
+        self.tick = self.tick.wrapping_add(1);
         let (mut found, mut contiguous) = (Found::default(), true);
         for &id in chain {
             // Without its parent no block is known.
@@ -244,7 +247,11 @@ impl Planner {
     pub(super) fn advance(&mut self, now: u64) {
         // Time does not go back, even if the caller's clock does.
         self.now = self.now.max(now);
-        self.tick = (self.now / TICK_MS) as u32;
+        let tick = (self.now / TICK_MS) as u32;
+        // Ahead of it by the requests of this moment, at most half of what fits.
+        if tick.wrapping_sub(self.tick) < u32::MAX / 2 {
+            self.tick = tick;
+        }
         self.end_pins();
     }
 

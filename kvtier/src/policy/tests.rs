@@ -249,6 +249,23 @@ fn the_same_events_lead_to_the_same_moves() {
 }
 
 #[test]
+fn requests_of_one_moment_are_one_after_the_other() {
+    for ranking in Ranking::ALL {
+        let mut planner = Planner::new(Config { cpu: 2, ranking, ..Config::default() });
+        let mut moves = Vec::new();
+        for id in 1..3 {
+            planner.lookup(7, &[BlockId(id)], &mut moves);
+            planner.store(7, None, &[BlockId(id)], Owner(0), &mut moves);
+        }
+        planner.lookup(7, &ids(1..2), &mut moves);
+        planner.lookup(7, &ids(3..4), &mut moves);
+        moves.clear();
+        planner.store(7, None, &ids(3..4), Owner(0), &mut moves);
+        assert_eq!(moves[0], Move::Drop { id: BlockId(2), from: Tier::Cpu }, "{ranking:?}");
+    }
+}
+
+#[test]
 fn a_prompt_longer_than_the_tier_keeps_its_beginning() {
     let mut planner = Planner::new(Config { cpu: 4, ..Config::default() });
     let mut moves = Vec::new();

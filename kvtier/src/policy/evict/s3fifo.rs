@@ -91,7 +91,7 @@ impl Order for S3Fifo {
         let turns = (self.small.len() + self.main.len()) * (usize::from(MOST) + 2);
         for turn in 0..turns {
             let from_small = !self.small.is_empty()
-                && (self.small.len() > self.small_blocks || self.main.is_empty() || turn > turns / 2);
+                && (self.small.len() >= self.small_blocks || self.main.is_empty() || turn > turns / 2);
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let Some(no) = queue.pop_front() else { continue };
             let state = &mut self.state[no as usize];
