@@ -207,7 +207,8 @@ impl Planner {
         }
     }
 
-    /// A copy is there from before this planner began. False where the tier is full.
+    /// A copy is there from before this planner began. To be told of a block before those that
+    /// follow it. False where the tier is full.
     pub fn restore(&mut self, id: BlockId, after: Option<BlockId>, owner: Owner, tier: Tier) -> bool {
         let parent = after.and_then(|id| self.blocks.find(id)).unwrap_or(NONE);
         let full = match tier {
@@ -225,6 +226,14 @@ impl Planner {
             self.finish(false);
         }
         true
+    }
+
+    /// The block before a known block, if it is known, and whose it is: what to write down beside
+    /// its bytes, for [`restore`](Self::restore).
+    pub fn origin(&self, id: BlockId) -> Option<(Option<BlockId>, Owner)> {
+        let block = self.blocks.get(self.blocks.find(id)?);
+        let after = (block.parent != NONE).then(|| self.blocks.get(block.parent).id);
+        Some((after, block.owner))
     }
 
     /// What the planner knows and has decided.
