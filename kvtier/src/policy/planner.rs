@@ -184,7 +184,7 @@ impl Planner {
                 let may = tier == Tier::Cpu || self.admit(no);
                 if may && self.room(tier, block.owner, moves) {
                     moves.push(Move::Take { id: block.id, to: tier });
-                    self.gain(no, tier);
+                    self.arrive(no, tier);
                 } else if !block.has(flag::LOCAL) {
                     // Its descendants would be of no use.
                     self.stats.refused += 1;

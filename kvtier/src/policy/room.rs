@@ -118,7 +118,7 @@ impl Planner {
         }
         moves.push(Move::Copy { id: block.id, from, to: Tier::Cpu });
         self.stats.promoted += 1;
-        self.gain(no, Tier::Cpu);
+        self.arrive(no, Tier::Cpu);
         true
     }
 
@@ -194,7 +194,7 @@ impl Planner {
             if self.admit(no) && self.room(Tier::Disk, block.owner, moves) {
                 moves.push(Move::Copy { id: block.id, from: Tier::Cpu, to: Tier::Disk });
                 self.stats.demoted += 1;
-                self.gain(no, Tier::Disk);
+                self.arrive(no, Tier::Disk);
                 self.enter_at_once(no, Tier::Disk);
             } else if self.blocks.get(no).held[Tier::Disk.at()] > 0 {
                 return false;
@@ -232,6 +232,12 @@ impl Planner {
         self.orders[at].entered(no, &block);
     }
 
+    /// Notes a new copy, as one of those that come at some rate.
+    pub(super) fn arrive(&mut self, no: No, tier: Tier) {
+        self.residence[tier.at()].entered(self.tick);
+        self.gain(no, tier);
+    }
+
     /// Notes a new copy.
     pub(super) fn gain(&mut self, no: No, tier: Tier) {
         let (at, block) = (tier.at(), *self.blocks.get(no));
@@ -245,7 +251,6 @@ impl Planner {
         self.blocks.get_mut(no).flags |= flag::NEW[at];
         self.used[at] += 1;
         self.held[usize::from(block.owner.0)][at] += 1;
-        self.residence[at].entered(self.tick);
         self.settle(no);
         self.settle(block.parent);
     }
