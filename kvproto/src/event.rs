@@ -13,6 +13,7 @@ use std::ops::Range;
 /// last 8 bytes, big-endian, which is the number vLLM would have sent instead.
 /// Meaningful only together with the publisher it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
 pub struct EngineHash(pub u64);
 
 /// kvd's hash of one block's own content (tokens and extra keys), see [`crate::hash::canonical`].

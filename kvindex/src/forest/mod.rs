@@ -357,6 +357,13 @@ impl Forest {
         }
     }
 
+    /// Asks for what a store of blocks called `names` will look at.
+    pub fn expect(&self, guard: &Guard, parent: Option<u64>, names: &[u64]) {
+        for name in parent.iter().chain(names.iter().take(store::AHEAD)) {
+            self.names.prefetch(guard, *name);
+        }
+    }
+
     /// Where the engines' block `name` lies.
     #[inline]
     pub fn find_name(&self, guard: &Guard, name: u64) -> Option<Place> {

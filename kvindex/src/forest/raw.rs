@@ -24,6 +24,8 @@ use super::sync::{AtomicPtr, AtomicU64, Ordering, fence, first_record, global, s
 const RECORDS: usize = if cfg!(loom) { 2 } else { 256 };
 /// What a record shows while nobody reads.
 const IDLE: u64 = 0;
+/// Bytes that do not wait for more to go through limbo with.
+const MANY_BYTES: usize = 1 << 16;
 /// Pieces of memory that go through limbo together.
 const BATCH: usize = if cfg!(loom) { 1 } else { 64 };
 
@@ -114,6 +116,8 @@ impl Retired {
 #[derive(Debug, Default)]
 pub(crate) struct Limbo {
     now: Vec<Retired>,
+    /// Bytes of those.
+    bytes: usize,
     waiting: VecDeque<(u64, Vec<Retired>)>,
     spare: Vec<Vec<Retired>>,
 }
@@ -126,8 +130,9 @@ impl Limbo {
         if matches!(retired.0, Kind::Nothing) {
             return;
         }
+        self.bytes += retired.bytes();
         self.now.push(retired);
-        if self.now.len() >= BATCH {
+        if self.now.len() >= BATCH || self.bytes >= MANY_BYTES {
             self.collect(free_numbers);
         }
     }
@@ -135,6 +140,7 @@ impl Limbo {
     /// Frees what nobody looks at any more.
     pub fn collect(&mut self, free_numbers: &mut Vec<u32>) {
         if !self.now.is_empty() {
+            self.bytes = 0;
             fence(Ordering::SeqCst);
             let stamp = EPOCH.fetch_add(1, Ordering::SeqCst) + 1;
             let next = self.spare.pop().unwrap_or_default();
@@ -173,7 +179,9 @@ impl Drop for Limbo {
 }
 
 fn layout(n: usize) -> Layout {
-    Layout::array::<Word>(n).expect("far below the address space")
+    let layout = Layout::array::<Word>(n).expect("far below the address space");
+    // On cache lines, where more than one is taken anyway.
+    if n < 8 { layout } else { layout.align_to(64).expect("a power of two") }
 }
 
 /// Room for `n` words, of any content.
@@ -452,21 +460,27 @@ impl<'g> Blocks<'g> {
         unsafe { std::slice::from_raw_parts(self.0.at.add(from).as_ptr().cast(), n) }
     }
 
-    /// Adds `n` blocks: `word(lane, i)` gives the words of the `i`th, `check(i)` its check where
-    /// one is due. Panics where there is no room or another writer is at it.
-    pub fn append(self, n: usize, mut word: impl FnMut(usize, usize) -> u64, checks: &[u64]) {
-        let (cap, lanes) = (self.cap(), self.lanes());
+    /// Adds blocks: each lane's words, as many in all, and the checks that are due among them.
+    /// Panics where there is no room or another writer is at it.
+    pub fn append(self, words: &[&[u64]], checks: &[u64]) {
+        let (cap, n) = (self.cap(), words[0].len());
         // A claim makes sure that no word is written twice, whoever calls.
         let from = self.word(3).fetch_add(n as u64, Ordering::Relaxed) as usize;
-        assert!(from == self.len() && from + n <= cap, "one writer, who made room");
-        for lane in 0..lanes {
-            for i in 0..n {
-                self.0.write(HEADER + lane * cap + from + i, word(lane, i));
+        assert!(
+            from == self.len() && from + n <= cap && words.len() == self.lanes(),
+            "one writer, who made room"
+        );
+        for (lane, words) in words.iter().enumerate() {
+            assert_eq!(words.len(), n, "a word of every block");
+            // SAFETY: within the allocation, claimed, and not looked at before `len` says so.
+            unsafe {
+                let to = self.0.at.add(HEADER + lane * cap + from).as_ptr().cast::<u64>();
+                to.copy_from_nonoverlapping(words.as_ptr(), n);
             }
         }
         let first = from.div_ceil(CHECK_EVERY);
         for (i, check) in checks.iter().enumerate().take((from + n).div_ceil(CHECK_EVERY) - first) {
-            self.0.write(HEADER + lanes * cap + first + i, *check);
+            self.0.write(HEADER + self.lanes() * cap + first + i, *check);
         }
         self.word(2).store((from + n) as u64, Ordering::Release);
     }
@@ -577,6 +591,7 @@ fn common_anywhere(a: &[u64], b: &[u64]) -> usize {
 pub(crate) trait Hash64: Copy {}
 impl Hash64 for kvproto::LocalHash {}
 impl Hash64 for kvproto::SeqHash {}
+impl Hash64 for kvproto::EngineHash {}
 
 /// The numbers of hashes.
 #[inline]

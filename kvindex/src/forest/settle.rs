@@ -4,8 +4,11 @@
 //! name alone after the device dropped them, and prompts come back. The oldest go when there are too
 //! many. Only the end of a strand can go, and only where nothing hangs on it.
 
+use smallvec::SmallVec;
+
 use super::raw::Loaded;
 use super::store::AHEAD;
+use super::table::Hash;
 use super::*;
 
 impl Pen<'_> {
@@ -90,12 +93,17 @@ impl Pen<'_> {
     }
 
     fn forget_names(&mut self, strand: u32, look: Look<'_>, end: u32) {
-        let names = self.forest.names(look);
-        for (i, name) in names.iter().enumerate().skip(end as usize) {
+        let names = self.forest.names(look).get(end as usize..).unwrap_or_default();
+        let mut ahead = [Hash::default(); AHEAD];
+        for (hash, name) in ahead.iter_mut().zip(names) {
+            *hash = self.forest.names.prefetch(self.guard, *name);
+        }
+        for i in 0..names.len() {
+            let hash = ahead[i % AHEAD];
             if let Some(later) = names.get(i + AHEAD) {
-                self.forest.names.prefetch(self.guard, *later);
+                ahead[i % AHEAD] = self.forest.names.prefetch(self.guard, *later);
             }
-            self.forest.names.remove(self.guard, *name, Place { strand, offset: i as u32 });
+            self.forest.names.remove_hashed(self.guard, hash, Place { strand, offset: end + i as u32 });
         }
         if self.forest.keyed {
             for (i, key) in look.keys().iter().enumerate().skip(end as usize) {
@@ -111,7 +119,9 @@ impl Pen<'_> {
         let tip = if chained { self.forest.seq_at(look, strand, end - 1).map_or(0, |s| s.0) } else { 0 };
         let mut new = Blocks::with_room(end as usize, self.forest.lanes(), chained);
         let checks = if chained { look.checks() } else { &[] };
-        new.blocks().append(end as usize, |lane, i| look.lane(lane)[i], checks);
+        let old: SmallVec<[&[u64]; 3]> =
+            (0..self.forest.lanes()).map(|l| &look.lane(l)[..end as usize]).collect();
+        new.blocks().append(&old, checks);
         // The blocks first: a reader that sees holders of the shorter strand looks at its blocks again.
         self.publish(head, new);
         self.truncate_cover(head, look, end);

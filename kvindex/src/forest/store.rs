@@ -5,12 +5,14 @@ use std::sync::atomic::Ordering;
 use kvproto::hash::canonical::Seed;
 use kvproto::{LocalHash, SeqHash};
 
+use smallvec::{SmallVec, smallvec};
+
 use super::raw::{CHECK_EVERY, Owned, common};
-use super::table::{MAX_LEN, MAX_STRANDS};
+use super::table::{Hash, MAX_LEN, MAX_STRANDS};
 use super::*;
 
 /// Blocks ahead that homes in the table of names are fetched.
-pub(super) const AHEAD: usize = 24;
+pub(super) const AHEAD: usize = 32;
 
 /// Consecutive blocks that a holder tells of.
 #[derive(Clone, Copy)]
@@ -96,6 +98,8 @@ impl Pen<'_> {
                 }
             }
             let next = match self.forest.kind {
+                // Nothing hangs on it.
+                Kind::Chained if self.w.meta.get(strand as usize).is_some_and(|m| m.children == 0) => None,
                 Kind::Chained => {
                     let at = Place { strand, offset };
                     self.forest.find_child(self.guard, at, told.locals[i]).map(|(s, _)| (s, 0))
@@ -191,19 +195,23 @@ impl Pen<'_> {
     /// who find an entry see that it is none.
     fn put_names(&mut self, strand: u32, base: usize, names: &[u64]) -> (usize, Option<Place>) {
         let (forest, guard) = (self.forest, self.guard);
-        names.iter().take(AHEAD).for_each(|n| forest.names.prefetch(guard, *n));
+        let lane = forest.name_lane();
+        let mut ahead = [Hash::default(); AHEAD];
+        for (hash, name) in ahead.iter_mut().zip(names) {
+            *hash = forest.names.prefetch(guard, *name);
+        }
         for (j, &name) in names.iter().enumerate() {
+            let hash = ahead[j % AHEAD];
             if let Some(later) = names.get(j + AHEAD) {
-                forest.names.prefetch(guard, *later);
+                ahead[j % AHEAD] = forest.names.prefetch(guard, *later);
             }
             let place = Place { strand, offset: (base + j) as u32 };
-            let lane = forest.name_lane();
             // A name told twice in one event is not in its lane yet.
             let is = |p: Place| match p.strand == strand && p.offset as usize >= base {
                 true => names.get(p.offset as usize - base) == Some(&name),
                 false => forest.is_in_lane(guard, p, lane, name),
             };
-            if let Some(there) = forest.names.put(guard, name, place, &mut self.w.bin, is) {
+            if let Some(there) = forest.names.put_hashed(guard, hash, place, &mut self.w.bin, is) {
                 return (j, Some(there));
             }
         }
@@ -222,13 +230,12 @@ impl Pen<'_> {
         Some(strand)
     }
 
-    fn word<'t>(&self, told: &'t Told<'_>) -> impl FnMut(usize, usize) -> u64 + 't {
-        let canonical = self.forest.kind == Kind::Canonical;
-        move |lane, i| match lane {
-            0 if canonical => told.names[i],
-            0 => told.locals[i],
-            1 => told.names[i],
-            _ => told.keys.get(i).copied().unwrap_or(0),
+    /// What a strand keeps of blocks told of, lane by lane.
+    fn lanes<'t>(&self, told: &Told<'t>) -> SmallVec<[&'t [u64]; 3]> {
+        match self.forest.kind {
+            Kind::Canonical => smallvec![told.names],
+            Kind::Chained if self.forest.keyed => smallvec![told.locals, told.names, told.keys],
+            Kind::Chained => smallvec![told.locals, told.names],
         }
     }
 
@@ -239,15 +246,16 @@ impl Pen<'_> {
         let tip = self.chain(Some(tip), base, told);
         let n = told.names.len();
         if base + n <= look.blocks.cap() {
-            look.blocks.append(n, self.word(told), &self.w.checks);
+            look.blocks.append(&self.lanes(told), &self.w.checks);
         } else {
             let more = if base < 64 { base / 2 } else { base / 4 };
             let cap = (base + n.max(more).max(4)).min(MAX_LEN);
             let checked = self.forest.kind == Kind::Chained;
             let mut new = Blocks::with_room(cap, self.forest.lanes(), checked);
             let checks = if checked { look.checks() } else { &[] };
-            new.blocks().append(base, |lane, i| look.lane(lane)[i], checks);
-            new.blocks().append(n, self.word(told), &self.w.checks);
+            let old: SmallVec<[&[u64]; 3]> = (0..self.forest.lanes()).map(|l| look.lane(l)).collect();
+            new.blocks().append(&old, checks);
+            new.blocks().append(&self.lanes(told), &self.w.checks);
             self.publish(head, new);
         }
         self.w.meta[strand as usize].tip = tip;
@@ -260,7 +268,7 @@ impl Pen<'_> {
         let first = self.w.checks.first().copied().unwrap_or(0);
         let chained = self.forest.kind == Kind::Chained;
         let mut new = Blocks::with_room(told.names.len(), self.forest.lanes(), chained);
-        new.blocks().append(told.names.len(), self.word(told), &self.w.checks);
+        new.blocks().append(&self.lanes(told), &self.w.checks);
         let Some(head) = self.forest.head(strand) else { return };
         let depth = match self.forest.depth(at.strand) {
             UNKNOWN_DEPTH => UNKNOWN_DEPTH,

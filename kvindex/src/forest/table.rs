@@ -1,12 +1,13 @@
 //! From a 64-bit key to where it lies, in 8 bytes a slot.
 //!
 //! A slot has 24 bits of the key's hash and a [`Place`]; that the key is the right one is for the
-//! caller to see at the place. Open addressing with linear probing in parts that grow one at a time. A
-//! key's home keeps the order of its hash and is told by the slot alone, so growing copies in
-//! order and looks nowhere else.
+//! caller to see at the place. Slots lie in *lines* of eight, a cache line each: a key is in its home
+//! line or, where that was full, in the next that was not. A key's home keeps the order of its hash
+//! and is told by the slot alone, so growing copies in order and looks nowhere else. Parts grow one at
+//! a time.
 //!
-//! Readers take no lock: a slot never moves within a part, a removed one stays marked until the part
-//! is made anew, and a part made anew replaces the old one, which readers may finish with.
+//! Readers take no lock: a slot never moves within a part, a removed one stays marked where others may
+//! have gone past it, and a part made anew replaces the old one, which readers may finish with.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -22,6 +23,15 @@ pub(crate) const MAX_STRANDS: u32 = 1 << (PLACE_BITS - OFFSET_BITS);
 /// Blocks of one strand.
 pub(crate) const MAX_LEN: usize = 1 << OFFSET_BITS;
 
+/// Slots of a line.
+const LINE: usize = 8;
+/// Words before the first line, with the count: lines begin where cache lines do.
+const EDGE: usize = LINE - 1;
+/// Of 16 slots, those that may be taken before a part grows, and those that are then.
+const FULL: usize = 13;
+const AFTER: usize = 10;
+/// Keys up to which a part is small.
+const SMALL: usize = 256;
 const EMPTY: u64 = 0;
 /// A slot whose key was removed; strand 0 has no blocks, so nothing lies there.
 const GONE: u64 = 1;
@@ -56,22 +66,23 @@ pub(crate) struct Table {
 #[derive(Debug)]
 struct Part {
     slots: Cell,
-    /// Slots with a key, and those marked gone. Only the writer's.
+    /// Slots with a key, and empty ones that may be taken before it grows. Only the writer's.
     used: AtomicU32,
-    gone: AtomicU32,
+    left: AtomicU32,
 }
 
 /// A key's part, and its hash within it.
-#[derive(Clone, Copy)]
-struct Hash {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Hash {
     part: usize,
     tag: u64,
 }
 
 impl Hash {
+    /// The home among `lines`.
     #[inline(always)]
-    fn home(self, slots: usize) -> usize {
-        ((self.tag * slots as u64) >> TAG_BITS) as usize
+    fn line(self, lines: usize) -> usize {
+        ((self.tag * lines as u64) >> TAG_BITS) as usize
     }
 }
 
@@ -79,7 +90,7 @@ impl Table {
     /// An empty table of 2^`part_bits` parts: many where growing at once would take long, few where
     /// readers should find the parts' beginnings in their cache.
     pub fn new(part_bits: u32) -> Table {
-        let part = || Part { slots: Cell::new(0), used: AtomicU32::new(0), gone: AtomicU32::new(0) };
+        let part = || Part { slots: Cell::new(0), used: AtomicU32::new(0), left: AtomicU32::new(0) };
         let random = RandomState::new();
         Table {
             parts: std::iter::repeat_with(part).take(1 << part_bits).collect(),
@@ -97,152 +108,170 @@ impl Table {
 
     /// Where `key` lies: the first candidate that `is` says it is at.
     #[inline]
-    pub fn find(&self, guard: &Guard, key: u64, mut is: impl FnMut(Place) -> bool) -> Option<Place> {
+    pub fn find(&self, guard: &Guard, key: u64, is: impl FnMut(Place) -> bool) -> Option<Place> {
         let hash = self.hash(key);
-        let Loaded::Words(words) = self.parts[hash.part].slots.load(guard) else { return None };
-        let slots = words.all();
-        let mut i = hash.home(slots.len());
-        loop {
-            let word = slots[i].load(Ordering::Acquire);
-            if word == EMPTY {
-                return None;
-            }
-            if word >> PLACE_BITS == hash.tag && word != GONE && is(Place::of_bits(word)) {
-                return Some(Place::of_bits(word));
-            }
-            i = after(i, slots);
-        }
+        look(self.parts[hash.part].slots(guard)?, hash, is).ok().map(|(_, place)| place)
     }
 
-    /// Asks the processor to fetch a key's home.
+    /// Asks the processor to fetch a key's home, and returns what [`put_hashed`](Self::put_hashed)
+    /// and [`remove_hashed`](Self::remove_hashed) take.
     #[inline(always)]
-    pub fn prefetch(&self, guard: &Guard, key: u64) {
+    pub fn prefetch(&self, guard: &Guard, key: u64) -> Hash {
         let hash = self.hash(key);
-        if let Loaded::Words(words) = self.parts[hash.part].slots.load(guard) {
-            let slots = words.all();
-            prefetch(&slots[hash.home(slots.len())]);
+        if let Some(slots) = self.parts[hash.part].slots(guard) {
+            prefetch(&slots[hash.line(slots.len() / LINE) * LINE]);
         }
+        hash
     }
 
     /// Says where `key` lies, or returns where it lay already: at the first candidate that `is` says
     /// it is at.
-    #[inline]
     pub fn put(
         &self,
         guard: &Guard,
         key: u64,
         place: Place,
         bin: &mut Bin,
+        is: impl FnMut(Place) -> bool,
+    ) -> Option<Place> {
+        self.put_hashed(guard, self.hash(key), place, bin, is)
+    }
+
+    /// The same for a key whose home was asked for before.
+    #[inline(always)]
+    pub fn put_hashed(
+        &self,
+        guard: &Guard,
+        hash: Hash,
+        place: Place,
+        bin: &mut Bin,
         mut is: impl FnMut(Place) -> bool,
     ) -> Option<Place> {
-        let hash = self.hash(key);
         let part = &self.parts[hash.part];
-        let (used, gone) = (part.used.load(Ordering::Relaxed), part.gone.load(Ordering::Relaxed));
-        let room = match part.slots.load(guard) {
-            Loaded::Words(words) => (words.all().len() * 13 / 16) as u32,
-            Loaded::Number(_) => 0,
-        };
-        if used + gone + 1 > room {
+        if part.left.load(Ordering::Relaxed) == 0 {
             part.rebuild(guard, bin);
         }
-        let Loaded::Words(words) = part.slots.load(guard) else { return None };
-        let slots = words.all();
-        let mut i = hash.home(slots.len());
-        let mut at = None;
-        loop {
-            let word = slots[i].load(Ordering::Relaxed);
-            if word == EMPTY {
-                break;
-            }
-            if word == GONE {
-                at = at.or(Some(i));
-            } else if word >> PLACE_BITS == hash.tag && is(Place::of_bits(word)) {
-                return Some(Place::of_bits(word));
-            }
-            i = after(i, slots);
-        }
-        if at.is_some() {
-            part.gone.fetch_sub(1, Ordering::Relaxed);
+        let slots = part.slots(guard)?;
+        let free = match look(slots, hash, &mut is) {
+            Ok((_, there)) => return Some(there),
+            Err(free) => free,
+        };
+        if slots[free].load(Ordering::Relaxed) == EMPTY {
+            part.left.store(part.left.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         }
         part.used.store(part.used.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        slots[at.unwrap_or(i)].store(hash.tag << PLACE_BITS | place.to_bits(), Ordering::Release);
+        slots[free].store(hash.tag << PLACE_BITS | place.to_bits(), Ordering::Release);
         None
     }
 
     /// Takes out that `key` lies at `place`.
     pub fn remove(&self, guard: &Guard, key: u64, place: Place) {
-        let hash = self.hash(key);
+        self.remove_hashed(guard, self.hash(key), place);
+    }
+
+    /// The same for a key whose home was asked for before.
+    #[inline(always)]
+    pub fn remove_hashed(&self, guard: &Guard, hash: Hash, place: Place) {
         let part = &self.parts[hash.part];
-        let Loaded::Words(words) = part.slots.load(guard) else { return };
-        let slots = words.all();
-        let wanted = hash.tag << PLACE_BITS | place.to_bits();
-        let mut i = hash.home(slots.len());
-        loop {
-            match slots[i].load(Ordering::Relaxed) {
-                EMPTY => return,
-                word if word == wanted => break,
-                _ => i = after(i, slots),
-            }
-        }
+        let Some(slots) = part.slots(guard) else { return };
+        // The same place means the same slot, whatever it is said to be.
+        let Ok((i, _)) = look(slots, hash, |p| p == place) else { return };
         part.used.store(part.used.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-        if slots[after(i, slots)].load(Ordering::Relaxed) != EMPTY {
+        let (lines, _) = slots.as_chunks::<LINE>();
+        let (line, mut at) = (&lines[i / LINE], i % LINE);
+        if at + 1 == LINE || line[at + 1].load(Ordering::Relaxed) != EMPTY {
+            // Others may have gone past it.
             slots[i].store(GONE, Ordering::Release);
-            part.gone.store(part.gone.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
             return;
         }
-        // No key was put further because of this slot, nor of gone ones right before it.
-        slots[i].store(EMPTY, Ordering::Release);
-        let mut freed = 0;
+        let mut left = part.left.load(Ordering::Relaxed);
         loop {
-            i = if i == 0 { slots.len() - 1 } else { i - 1 };
-            if slots[i].load(Ordering::Relaxed) != GONE {
+            line[at].store(EMPTY, Ordering::Release);
+            left += 1;
+            if at == 0 || line[at - 1].load(Ordering::Relaxed) != GONE {
                 break;
             }
-            slots[i].store(EMPTY, Ordering::Release);
-            freed += 1;
+            at -= 1;
         }
-        part.gone.store(part.gone.load(Ordering::Relaxed) - freed, Ordering::Relaxed);
+        part.left.store(left, Ordering::Relaxed);
     }
 
     /// Makes parts that are far too large for what is left in them anew. Called now and then.
     pub fn shrink(&self, guard: &Guard, bin: &mut Bin) {
         for part in &self.parts {
-            if let Loaded::Words(words) = part.slots.load(guard)
-                && words.all().len() > 64
-                && (part.used.load(Ordering::Relaxed) as usize) < words.all().len() / 4
-            {
+            let slots = part.slots(guard).map_or(0, |s| s.len());
+            if slots > 64 && (part.used.load(Ordering::Relaxed) as usize) < slots / 4 {
                 part.rebuild(guard, bin);
             }
         }
     }
 }
 
+/// Where a key is: its slot and place. Where it is not, the slot for it: one whose key is gone, or
+/// the first that is empty.
 #[inline(always)]
-fn after(i: usize, slots: &[AtomicU64]) -> usize {
-    if i + 1 == slots.len() { 0 } else { i + 1 }
+fn look(slots: &[AtomicU64], hash: Hash, mut is: impl FnMut(Place) -> bool) -> Result<(usize, Place), usize> {
+    let (lines, _) = slots.as_chunks::<LINE>();
+    let mut line = hash.line(lines.len());
+    // Where the first gone key was, as a line; rare, so looked up again when it is wanted.
+    let mut gone = None;
+    loop {
+        // Empty slots of a line come after all others, and keys go past a line only when it is full.
+        for (i, slot) in lines[line].iter().enumerate() {
+            let word = slot.load(Ordering::Acquire);
+            if word <= GONE {
+                if word == EMPTY {
+                    return Err(gone.map_or(line * LINE + i, |line: usize| first_gone(lines, line)));
+                }
+                gone = gone.or(Some(line));
+            } else if word >> PLACE_BITS == hash.tag && is(Place::of_bits(word)) {
+                return Ok((line * LINE + i, Place::of_bits(word)));
+            }
+        }
+        line = if line + 1 == lines.len() { 0 } else { line + 1 };
+    }
+}
+
+#[cold]
+fn first_gone(lines: &[[AtomicU64; LINE]], line: usize) -> usize {
+    let at = lines[line].iter().position(|s| s.load(Ordering::Relaxed) == GONE);
+    // A reader, who does not want it, may find it taken meanwhile.
+    line * LINE + at.unwrap_or(0)
 }
 
 impl Part {
-    /// Copies the keys into slots of which they fill 13 in 20.
-    fn rebuild(&self, guard: &Guard, bin: &mut Bin) {
-        // Words in whole cache lines, the count among them.
-        let n = ((self.used.load(Ordering::Relaxed) as usize + 4) * 20 / 13).next_multiple_of(8) - 1;
-        let mut new = Owned::zeroed(n);
-        if let Loaded::Words(words) = self.slots.load(guard) {
-            let slots = new.all();
-            for slot in words.all() {
-                let word = slot.load(Ordering::Relaxed);
-                if word == EMPTY || word == GONE {
-                    continue;
-                }
-                let mut i = Hash { part: 0, tag: word >> PLACE_BITS }.home(slots.len());
-                while slots[i].load(Ordering::Relaxed) != EMPTY {
-                    i = after(i, slots);
-                }
-                slots[i].store(word, Ordering::Relaxed);
-            }
+    #[inline(always)]
+    fn slots<'g>(&'g self, guard: &'g Guard) -> Option<&'g [AtomicU64]> {
+        match self.slots.load(guard) {
+            Loaded::Words(words) => words.all().get(EDGE..),
+            Loaded::Number(_) => None,
         }
-        self.gone.store(0, Ordering::Relaxed);
+    }
+
+    /// Copies the keys into more slots, or fewer.
+    fn rebuild(&self, guard: &Guard, bin: &mut Bin) {
+        let used = self.used.load(Ordering::Relaxed) as usize;
+        // Small ones grow faster: they are copied more often, and take little.
+        let after = if used < SMALL { AFTER / 2 } else { AFTER };
+        let n = ((used + 1) * 16 / after + 1).next_multiple_of(LINE);
+        let mut new = Owned::zeroed(EDGE + n);
+        let (lines, _) = new.all()[EDGE..].as_chunks::<LINE>();
+        let mut filled = vec![0u8; lines.len()];
+        for slot in self.slots(guard).unwrap_or_default() {
+            let word = slot.load(Ordering::Relaxed);
+            if word <= GONE {
+                continue;
+            }
+            let mut line = Hash { part: 0, tag: word >> PLACE_BITS }.line(lines.len());
+            while filled[line] == LINE as u8 {
+                line = if line + 1 == lines.len() { 0 } else { line + 1 };
+            }
+            lines[line][usize::from(filled[line])].store(word, Ordering::Relaxed);
+            filled[line] += 1;
+        }
+        // At least one slot stays free for ever: a search ends there.
+        let left = (n * FULL / 16).saturating_sub(used).max(1);
+        self.left.store(left as u32, Ordering::Relaxed);
         bin.grew(new.bytes());
         bin.retire(self.slots.replace(new));
     }

@@ -5,7 +5,7 @@ use kvproto::{EngineHash, ExtraKey, GroupKind, Stored, Tier};
 
 use super::odd::Known;
 use super::{Desk, Holder};
-use crate::forest::{Clash, How, Piece, Place, Plane, ROOT, Told, count};
+use crate::forest::{Clash, How, Piece, Place, Plane, ROOT, Told, count, words};
 use crate::pool::CANONICAL;
 use crate::profile::{MAX_GROUPS, Mask};
 use crate::types::Applied;
@@ -14,7 +14,6 @@ use crate::types::Applied;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     locals: Vec<u64>,
-    names: Vec<u64>,
     keys: Vec<u64>,
     pieces: Vec<Piece>,
 }
@@ -69,11 +68,10 @@ impl Holder {
         let seed = self.seed(lora);
         let mut room = std::mem::take(&mut self.told);
         room.locals.clear();
-        room.names.clear();
-        room.names.extend(s.hashes.iter().map(|h| h.0));
-        if s.content == Content::Hashed {
-            room.locals.extend(s.locals.iter().map(|l| l.0));
-        } else {
+        let names = words(s.hashes);
+        // What the tables say of them comes while the content is hashed.
+        desk.forests.get(self.domain).expect(desk.guard, s.parent.map(|p| p.0), names);
+        if s.content != Content::Hashed {
             let n = s.block_size as usize;
             let mut keys: Vec<ExtraKey<'_>> = Vec::new();
             for (i, tokens) in s.tokens.chunks_exact(n).enumerate() {
@@ -87,8 +85,8 @@ impl Holder {
         }
         self.llmd_keys(s, desk, &mut room.keys);
         let told = Told {
-            locals: &room.locals,
-            names: &room.names,
+            locals: if s.content == Content::Hashed { words(s.locals) } else { &room.locals },
+            names,
             keys: &room.keys,
             seed: seed.0,
             block_size: s.block_size,
@@ -112,9 +110,8 @@ impl Holder {
     /// Blocks that stand for themselves.
     fn stored_canonical(&mut self, s: &Stored<'_>, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
         let mut room = std::mem::take(&mut self.told);
-        room.names.clear();
-        room.names.extend(s.hashes.iter().map(|h| h.0));
-        let (held, n) = (self.stats.blocks as usize, room.names.len());
+        let names = words(s.hashes);
+        let (held, n) = (self.stats.blocks as usize, names.len());
         let fits = if held + n > self.max_blocks {
             // Which of them are new is not looked at: near its limit a holder's stores are cut.
             self.max_blocks.saturating_sub(held).min(n)
@@ -126,8 +123,8 @@ impl Holder {
         let at = parent.map_or(Place { strand: ROOT, offset: 0 }, after);
         room.pieces.clear();
         let told = Told {
-            locals: &room.names[..fits],
-            names: &room.names[..fits],
+            locals: &names[..fits],
+            names: &names[..fits],
             keys: &[],
             seed: 0,
             block_size: s.block_size,
