@@ -24,7 +24,7 @@ small="mc512-w64 mc16-w8 mc16-w64 mc16-w64-holes adv-w8 deep-w64"
 large="mc512-w8 mc512-w512 mc16-w512 deep-w512"
 streams=${STREAMS:-$small}
 [ "$streams" = all-streams ] && streams="$small $large"
-peers=${PEERS:-kvd kvd-tokens smg-chain smg-chain-map dynamo-crtc dynamo-radix dynamo-positional \
+peers=${PEERS:-kvd-local kvd-seq kvd-canonical kvd-tokens smg-chain smg-chain-map dynamo-crtc dynamo-radix dynamo-positional \
 dynamo-positional-bin flat-map flat-map-seq proto-strand proto-strand-seq}
 # The entries of the memory measurement and how many pods hold each block.
 memory="1000000:1 1000000:8 10000000:1 10000000:8"

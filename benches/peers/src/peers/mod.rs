@@ -39,7 +39,9 @@ mod tests {
     fn the_exact_indexes_answer_every_question_of_every_stream_right() {
         let [adversarial, heads, tails] = &streams();
         for stream in [adversarial, heads, tails] {
+            assert_eq!(wrong::<kvd::ByLocal>(stream), 0);
             assert_eq!(wrong::<kvd::BySequence>(stream), 0);
+            assert_eq!(wrong::<kvd::Canonical>(stream), 0);
             assert_eq!(wrong::<smg::Chain<false>>(stream), 0);
             assert_eq!(wrong::<flat::Flat<false>>(stream), 0);
             assert_eq!(wrong::<flat::Flat<true>>(stream), 0);
