@@ -142,6 +142,19 @@ impl Matcher {
         Matched { matcher: self, levels, continuation }
     }
 
+    /// Asks about several prompts; while one is answered, what the next begins with is fetched.
+    pub fn ask_each(&mut self, prompts: &[Blocks<'_>], mut each: impl FnMut(usize, Matched<'_>)) {
+        for (i, blocks) in prompts.iter().enumerate() {
+            if let Some(Blocks::Local([first, ..])) = prompts.get(i + 1) {
+                let guard = pin();
+                for d in self.pool.forests.domains() {
+                    self.pool.forests.get(d).expect_first(&guard, first.0);
+                }
+            }
+            each(i, self.ask(*blocks));
+        }
+    }
+
     /// The same for a prompt that goes on with blocks `more` after those that `from` stands for.
     /// `None` where those are not known any more, or more than levels are needed to tell.
     pub fn resume(&mut self, from: &Continuation, more: &[LocalHash]) -> Option<Matched<'_>> {

@@ -97,6 +97,12 @@ fn run(seed: u64, pods: usize, tiers: bool) -> u32 {
         for blocks in [Blocks::Local(&locals), Blocks::Canonical(&seqs), by_tokens] {
             assert_eq!(matcher.ask(blocks).top(usize::MAX), want, "seed {seed}, {blocks:?}");
         }
+        let mut each = Vec::new();
+        matcher.ask_each(&[Blocks::Local(&locals), Blocks::Local(&locals[..1.min(locals.len())])], |i, m| {
+            each.push((i, m.top(usize::MAX)));
+        });
+        assert_eq!(each[0], (0, want.clone()), "seed {seed}");
+        assert!(each.len() == 2 && each[1].1.iter().all(|(_, n)| *n == 1), "seed {seed}");
         // By the full question too.
         let by = |prompt| {
             let scores = fleet.index.query(&Query::new("t", "m", prompt)).scores;

@@ -55,6 +55,13 @@ impl Prompt {
         Prompt::of(Key::ScoreToken(score_token.into()), 0)
     }
 
+    /// What follows the prompt that was scored with this token, as a conversation's next turn: only
+    /// what is new is sent. Adapter, salt and items are that prompt's.
+    pub fn continues(mut self, score_token: impl Into<String>) -> Prompt {
+        self.wire.continues = score_token.into();
+        self
+    }
+
     /// With this LoRA adapter.
     pub fn lora(mut self, name: impl Into<String>) -> Prompt {
         self.wire.lora_name = name.into();

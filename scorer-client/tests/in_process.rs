@@ -190,6 +190,7 @@ async fn every_field_of_a_question_arrives() {
         offset: 5,
         length: 6,
     }]);
+    let prompt = prompt.continues("earlier");
     let call = ScoreCall::new("m", prompt)
         .request_id("r")
         .tenant("t")
@@ -210,6 +211,7 @@ async fn every_field_of_a_question_arrives() {
             lora_name: "adapter".into(),
             cache_salt: "salt".into(),
             mm_items: vec![kv::MmItem { hash: "img".into(), offset: 5, length: 6 }],
+            continues: "earlier".into(),
         }),
         candidates: vec!["a:1".into(), "b:2".into()],
         block_size: 32,

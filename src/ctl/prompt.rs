@@ -98,6 +98,7 @@ impl PromptArgs {
                 lora_name: self.lora.clone(),
                 cache_salt: self.salt.clone(),
                 mm_items: self.mm.clone(),
+                ..Prompt::default()
             }),
             candidates,
             block_size: self.block_size,

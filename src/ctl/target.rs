@@ -155,6 +155,7 @@ fn score_request(q: &Question<'_>) -> ScoreRequest {
                 .iter()
                 .map(|i| MmItem { hash: i.identifier.clone(), offset: i.offset, length: i.length })
                 .collect(),
+            ..Prompt::default()
         }),
         ..ScoreRequest::default()
     }

@@ -62,6 +62,41 @@ impl PromptKey {
 }
 
 impl OwnedPrompt {
+    /// This prompt and what follows it, as a conversation's next turn.
+    ///
+    /// # Errors
+    /// The field of `next` that does not go with this prompt, and why.
+    pub fn followed_by(&self, next: OwnedPrompt) -> Result<OwnedPrompt, (&'static str, &'static str)> {
+        let key = match (&self.key, next.key) {
+            (PromptKey::Tokens(a), PromptKey::Tokens(b)) => PromptKey::Tokens([&a[..], &b[..]].concat()),
+            (PromptKey::Canonical(a), PromptKey::Canonical(b)) => {
+                PromptKey::Canonical([&a[..], &b[..]].concat())
+            }
+            (PromptKey::Engine(a), PromptKey::Engine(b)) => PromptKey::Engine([&a[..], &b[..]].concat()),
+            (PromptKey::Llmd(a), PromptKey::Llmd(b)) => PromptKey::Llmd([&a[..], &b[..]].concat()),
+            _ => return Err(("continues", "that prompt was given in another form")),
+        };
+        if next.lora.is_some() && next.lora != self.lora {
+            return Err(("lora_name", "differs from that of the prompt that is continued"));
+        }
+        if next.cache_salt.is_some() && next.cache_salt != self.cache_salt {
+            return Err(("cache_salt", "differs from that of the prompt that is continued"));
+        }
+        let hashes = !matches!(key, PromptKey::Tokens(_));
+        if hashes && next.block_size.is_some() && next.block_size != self.block_size {
+            return Err(("block_size", "differs from the one that the continued prompt's hashes came with"));
+        }
+        let mut items = [&self.items[..], &next.items[..]].concat();
+        items.sort_by_key(|i| i.offset);
+        Ok(OwnedPrompt {
+            key,
+            block_size: next.block_size.or(self.block_size),
+            lora: self.lora.clone(),
+            cache_salt: self.cache_salt.clone(),
+            items,
+        })
+    }
+
     /// Hands out the prompt as the index takes it.
     pub fn lend<R>(&self, ask: impl FnOnce(Prompt<'_>) -> R) -> R {
         let items: Vec<MmItem<'_>> = self

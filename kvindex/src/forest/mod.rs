@@ -357,6 +357,11 @@ impl Forest {
         }
     }
 
+    /// Asks for where prompts lie that begin with `local`.
+    pub fn expect_first(&self, guard: &Guard, local: u64) {
+        self.children.prefetch(guard, child_key(Place { strand: ROOT, offset: 0 }, local));
+    }
+
     /// Asks for what a store of blocks called `names` will look at.
     pub fn expect(&self, guard: &Guard, parent: Option<u64>, names: &[u64]) {
         for name in parent.iter().chain(names.iter().take(store::AHEAD)) {

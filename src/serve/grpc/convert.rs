@@ -75,16 +75,20 @@ fn read_prompt(
     use kv::prompt::Key;
 
     let prompt = prompt.unwrap_or_default();
+    let kept = |token: &str| {
+        let kept = service.score_tokens.find(token, tenant, model, Instant::now());
+        kept.ok_or(AskError::UnknownScoreToken)
+    };
     let key = match prompt.key {
         None => return Err(AskError::invalid("prompt", "missing")),
         Some(Key::Tokens(tokens)) => PromptKey::Tokens(tokens.ids),
         Some(Key::TokenIdsLe(bytes)) => PromptKey::Tokens(read_token_ids(&bytes)?),
         Some(Key::Hashes(hashes)) => read_hashes(hashes, service.index.config().llmd.map(|l| l.algo()))?,
+        Some(Key::ScoreToken(_)) if !prompt.continues.is_empty() => {
+            return Err(AskError::invalid("continues", "a score_token already is a whole prompt"));
+        }
         Some(Key::ScoreToken(token)) => {
-            let kept = service
-                .score_tokens
-                .find(&token, tenant, model, Instant::now())
-                .ok_or(AskError::UnknownScoreToken)?;
+            let kept = kept(&token)?;
             return Ok(match block_size {
                 Some(_) if kept.block_size != block_size => {
                     if !matches!(kept.key, PromptKey::Tokens(_)) {
@@ -105,13 +109,18 @@ fn read_prompt(
         .map(|i| OwnedItem { identifier: i.hash, offset: i.offset, length: i.length })
         .collect();
     items.sort_by_key(|i| i.offset);
-    Ok(Arc::new(OwnedPrompt {
+    let mut read = OwnedPrompt {
         key,
         block_size,
         lora: non_empty(prompt.lora_name),
         cache_salt: non_empty(prompt.cache_salt),
         items,
-    }))
+    };
+    if !prompt.continues.is_empty() {
+        let whole = kept(&prompt.continues)?.followed_by(read);
+        read = whole.map_err(|(field, why)| AskError::invalid(field, why))?;
+    }
+    Ok(Arc::new(read))
 }
 
 fn read_token_ids(bytes: &Bytes) -> Result<Vec<u32>, AskError> {

@@ -298,6 +298,51 @@ async fn what_makes_no_sense_is_refused_by_field() {
 }
 
 #[tokio::test]
+async fn a_conversation_goes_on_with_its_new_tokens_alone() {
+    let kvd = Kvd::start().await;
+    let holder = kvd.register(A, 0);
+    kvd.store(holder, 5, Tier::Gpu);
+    let options = Some(kv::ScoreOptions { want_score_token: true, ..Default::default() });
+    let first = kv::ScoreRequest { options: options.clone(), ..ask(tokens(10)) };
+    let first = kvd.index().score(first).await.unwrap().into_inner();
+    assert_eq!(short(&first), [(A, 2, 8)]);
+
+    // Its last block was not whole; with what follows it is.
+    let more = |continues: &str, ids: std::ops::RangeInclusive<u32>| {
+        let key = Some(Key::Tokens(kv::TokenIds { ids: ids.collect() }));
+        Some(kv::Prompt { key, continues: continues.to_owned(), ..kv::Prompt::default() })
+    };
+    let second = kv::ScoreRequest { options, ..ask(more(&first.score_token, 11..=17)) };
+    let second = kvd.index().score(second).await.unwrap().into_inner();
+    assert_eq!((short(&second), second.total_blocks), (vec![(A, 4, 16)], 4));
+    let third = ask(more(&second.score_token, 18..=21));
+    assert_eq!(short(&kvd.index().score(third).await.unwrap().into_inner()), [(A, 5, 20)]);
+
+    let cases = [
+        ("score_token: unknown or expired, send the prompt again", more("ff", 11..=17)),
+        (
+            "continues: that prompt was given in another form",
+            Some(kv::Prompt {
+                continues: first.score_token.clone(),
+                ..hashes(kv::HashKind::Engine, vec![1]).unwrap_or_default()
+            }),
+        ),
+        (
+            "cache_salt: differs from that of the prompt that is continued",
+            more(&first.score_token, 11..=17).map(|p| kv::Prompt { cache_salt: "s".to_owned(), ..p }),
+        ),
+        (
+            "continues: a score_token already is a whole prompt",
+            prompt(Key::ScoreToken(first.score_token.clone()))
+                .map(|p| kv::Prompt { continues: first.score_token.clone(), ..p }),
+        ),
+    ];
+    for (message, prompt) in cases {
+        assert_eq!(kvd.index().score(ask(prompt)).await.unwrap_err().message(), message);
+    }
+}
+
+#[tokio::test]
 async fn a_score_token_stands_for_its_prompt() {
     let kvd = Kvd::start().await;
     let a = kvd.register(A, 0);
