@@ -4,7 +4,8 @@
 #   benches/peers/run.sh [TRACE]
 #
 # TRACE is a request trace in the form of Mooncake's conversation trace (JSON lines with hash_ids and
-# output_length); without one, made-up conversations stand in. Results are appended to RESULTS.md.
+# output_length); without one, made-up conversations stand in. Results are appended to RESULTS.md, and
+# drawn in RESULTS.svg.
 #
 # From the environment:
 #   SEED=42            of everything that chance decides
@@ -119,5 +120,6 @@ cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
     echo
     echo "</details>"
 } >>"$results"
+"$bench" plot <"$raw" >"${results%.md}.svg"
 "$bench" table <"$raw"
 echo "appended to $results" >&2

@@ -10,6 +10,7 @@ mod limits;
 mod measure;
 mod peer;
 mod peers;
+mod plot;
 mod report;
 mod stream;
 mod workload;
@@ -120,6 +121,8 @@ enum Command {
     },
     /// Makes tables of results read from standard input.
     Table,
+    /// Makes a picture (SVG) of results read from standard input.
+    Plot,
     /// Measures what this machine allows: memory latency, probes, hashing, comparing.
     Limits,
 }
@@ -189,6 +192,10 @@ fn main() -> Result<()> {
         }
         Command::Table => {
             print!("{}", report::tables(&report::read(BufReader::new(stdin()))?));
+            Ok(())
+        }
+        Command::Plot => {
+            print!("{}", plot::plot(&report::read(BufReader::new(stdin()))?));
             Ok(())
         }
         Command::Limits => {

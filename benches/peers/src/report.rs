@@ -39,7 +39,7 @@ pub fn tables(lines: &[Line]) -> String {
 }
 
 impl Line {
-    fn speed(&self) -> Option<&Record> {
+    pub fn speed(&self) -> Option<&Record> {
         match self {
             Line::Speed(r) => Some(r),
             Line::Memory(_) => None,
