@@ -25,6 +25,7 @@ use super::cursor::{Arrival, Cursor, Seen};
 use super::held::{Held, HeldBatch};
 use super::message::Message;
 use super::replay::{Patience, Session};
+use super::rules::{Rule, Rules};
 use super::stats::Counters;
 use crate::publisher::PublisherState;
 
@@ -113,6 +114,7 @@ pub struct Follower<S> {
     rank_reported: bool,
     block_size_reported: bool,
     pub(super) last_error: Option<String>,
+    pub(super) rules: Rules,
 }
 
 impl<S: Sink> Follower<S> {
@@ -141,12 +143,23 @@ impl<S: Sink> Follower<S> {
             rank_reported: false,
             block_size_reported: false,
             last_error: None,
+            rules: Rules::default(),
         };
         if follower.profile.replayable {
             follower.session = Some(Session::new(follower.limits.patience, now));
             follower.ask(now);
         }
         follower
+    }
+
+    /// Follows by other rules from now on, for the simulation.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// Where its batches go.
+    pub fn sink(&self) -> &S {
+        &self.sink
     }
 
     /// Takes a message of the live socket that arrived at `at`.
@@ -178,7 +191,7 @@ impl<S: Sink> Follower<S> {
         {
             self.restarted("publisher id changed");
         }
-        let mut arrival = self.cursor.observe(seen);
+        let mut arrival = self.rules.of_live(self.cursor.observe(seen));
         if arrival == Arrival::Restart {
             self.restarted("sequence went back");
             arrival = self.cursor.observe(seen);
@@ -203,6 +216,9 @@ impl<S: Sink> Follower<S> {
                 }
             }
             Arrival::Gap { missing } => {
+                if !self.rules.hold(Rule::Hold) {
+                    self.sink.apply(&batch);
+                }
                 drop(batch);
                 drop(frames);
                 self.hold(HeldBatch { seen, message, at }, missing, now);
@@ -292,7 +308,9 @@ impl<S: Sink> Follower<S> {
     pub(super) fn forget(&mut self, why: &str) {
         info!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), "engine restarted, learning anew");
         self.counters.restarts.add(1);
-        self.sink.clear();
+        if self.rules.hold(Rule::ForgetOnRestart) {
+            self.sink.clear();
+        }
         self.unreadable.clear();
         self.complete = false;
     }

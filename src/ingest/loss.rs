@@ -7,6 +7,7 @@ use kvproto::engine::BatchError;
 use tracing::warn;
 
 use super::follow::{Follower, Sink};
+use super::rules::Rule;
 
 /// Unreadable messages whose numbers are remembered.
 const MAX_UNREADABLE: usize = 64;
@@ -43,9 +44,11 @@ impl<S: Sink> Follower<S> {
                 "batches lost for good, learning anew");
             self.error(format!("batches before {seq} are lost: {why}"));
             self.counters.losses.add(1);
-            self.sink.clear();
+            if self.rules.hold(Rule::ForgetOnLoss) {
+                self.sink.clear();
+            }
         }
-        self.complete = false;
+        self.complete &= !self.rules.hold(Rule::PartialOnLoss);
         match seq.checked_sub(1) {
             Some(before) => self.cursor.stepped_over(before),
             None => self.cursor.forget_applied(),

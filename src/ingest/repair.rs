@@ -13,6 +13,7 @@ use super::cursor::{Cursor, Seen};
 use super::follow::{Follower, Request, Sink};
 use super::message::Message;
 use super::replay::{Answer, Session, Verdict};
+use super::rules::Rule;
 
 /// The subscription takes effect a moment after the first replay was asked for; what was
 /// published in between is looked for this much later.
@@ -99,7 +100,7 @@ impl<S: Sink> Follower<S> {
     fn replayed(&mut self, seq: u64, payload: &[u8], now: Instant) {
         let last = self.cursor.last();
         let Some(session) = &mut self.session else { return };
-        let meaning = session.answer(seq, last, now);
+        let meaning = self.rules.of_replayed(session.answer(seq, last, now));
         self.heard = true;
         self.keeps_history = true;
         let batch = decode(self.profile.engine, payload);
@@ -166,7 +167,7 @@ impl<S: Sink> Follower<S> {
         let Some(session) = &mut self.session else { return };
         session.ended();
         self.heard = true;
-        if session.anchor_is_gone() {
+        if session.anchor_is_gone() && self.rules.hold(Rule::MissingAnchor) {
             if self.checking && !self.keeps_history {
                 // An engine that keeps no history cannot be checked.
                 self.finish();
@@ -176,6 +177,11 @@ impl<S: Sink> Follower<S> {
             // The engine has published less than was applied, so it is another one, and what
             // was held back is the earlier one's too.
             return self.taken_over("it has published less than was applied", false, now);
+        }
+        if !self.rules.hold(Rule::EarlyEnd) {
+            while let Some(batch) = self.held.pop() {
+                self.apply_held(batch);
+            }
         }
         if !self.held.is_empty() {
             return self.attempt_failed(now);
@@ -238,6 +244,10 @@ impl<S: Sink> Follower<S> {
     /// connection came up would otherwise show only with its next batch.
     fn check(&mut self, now: Instant) {
         let Some(due) = self.check_at else { return };
+        if !self.rules.hold(Rule::CheckAfterSilence) {
+            self.check_at = None;
+            return;
+        }
         let due = self.last_live.map_or(due, |l| due.max(l + self.limits.check_after));
         if now < due {
             self.check_at = Some(due);
