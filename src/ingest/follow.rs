@@ -35,6 +35,10 @@ pub trait Sink {
     fn apply(&mut self, batch: &Batch<'_>);
     /// Forgets everything.
     fn clear(&mut self);
+    /// Counts nothing of what is held as certain any more.
+    fn doubt(&mut self);
+    /// Forgets what has been in doubt.
+    fn drop_doubted(&mut self);
 }
 
 /// What the follower wants of the replay socket.
@@ -79,6 +83,8 @@ pub struct Limits {
     pub held_bytes: usize,
     /// Silence after which the replay endpoint is asked whether anything was missed.
     pub check_after: Duration,
+    /// How long what was held before a loss is remembered.
+    pub doubt_for: Duration,
 }
 
 /// The state of following one publisher.
@@ -111,6 +117,8 @@ pub struct Follower<S> {
     /// When to make sure that nothing was missed.
     pub(super) check_at: Option<Instant>,
     pub(super) last_live: Option<Instant>,
+    /// Until when what was held before a loss is remembered.
+    pub(super) doubt_until: Option<Instant>,
     rank_reported: bool,
     block_size_reported: bool,
     pub(super) last_error: Option<String>,
@@ -140,6 +148,7 @@ impl<S: Sink> Follower<S> {
             checkable: true,
             check_at: None,
             last_live: None,
+            doubt_until: None,
             rank_reported: false,
             block_size_reported: false,
             last_error: None,
@@ -245,10 +254,10 @@ impl<S: Sink> Follower<S> {
         self.cursor.took_live(batch.seen);
         self.held.push(batch);
         if !self.profile.replayable {
-            return self.accept_loss("no replay endpoint");
+            return self.accept_loss("no replay endpoint", now);
         }
         if self.held.len() > self.limits.held_batches || self.held.bytes() > self.limits.held_bytes {
-            return self.accept_loss("more was held back than may be");
+            return self.accept_loss("more was held back than may be", now);
         }
         self.repair(now);
     }
@@ -310,6 +319,7 @@ impl<S: Sink> Follower<S> {
         self.counters.restarts.add(1);
         if self.rules.hold(Rule::ForgetOnRestart) {
             self.sink.clear();
+            self.doubt_until = None;
         }
         self.unreadable.clear();
         self.complete = false;

@@ -62,7 +62,7 @@ fn a_history_that_begins_late_is_taken_as_it_is() {
     let mut rig = Rig::new(true);
     rig.live([9]);
     rig.replay(5..10);
-    assert_eq!(rig.told(), "clear 5@100 6@100 7@100 8@100 9@100");
+    assert_eq!(rig.told(), "doubt 5@100 6@100 7@100 8@100 9@100");
     assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
     rig.live([10]);
     assert_eq!(rig.told(), "10@100");
@@ -90,11 +90,20 @@ fn a_gap_is_healed_by_a_replay_from_the_last_batch() {
 }
 
 #[test]
-fn without_a_replay_endpoint_a_gap_forgets_what_was_known() {
+fn without_a_replay_endpoint_a_gap_doubts_what_was_known() {
     let mut rig = Rig::new(false);
     rig.live([0, 1, 4, 5]);
-    assert_eq!(rig.told(), "0@100 1@100 clear 4@100 5@100");
+    assert_eq!(rig.told(), "0@100 1@100 doubt 4@100 5@100");
     assert_eq!(rig.follower.state(), Partial);
+}
+
+#[test]
+fn what_is_in_doubt_is_dropped_in_the_end() {
+    let mut rig = Rig::new(false);
+    rig.live([0, 1, 4]);
+    rig.wait();
+    assert_eq!(rig.told(), "0@100 1@100 doubt 4@100 settle");
+    assert_eq!(rig.follower.deadline(), None);
 }
 
 /// vLLM 0.32 drops messages in the middle of a deep replay and still says it is whole.
@@ -132,7 +141,7 @@ fn a_hole_that_every_replay_has_is_accepted_in_the_end() {
         rig.wait();
     }
     rig.replay([0, 2, 3, 4]);
-    assert_eq!(rig.told(), "0@100 clear 2@100 3@100 4@100 5@100");
+    assert_eq!(rig.told(), "0@100 doubt 2@100 3@100 4@100 5@100");
     assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
 }
 
@@ -146,7 +155,7 @@ fn a_replay_that_never_answers_is_given_up() {
         waits += 1;
     }
     assert_eq!(waits, 5, "three attempts and two pauses");
-    assert_eq!(rig.told(), "0@100 clear 3@100 4@100");
+    assert_eq!(rig.told(), "0@100 doubt 3@100 4@100");
     assert_eq!(rig.follower.state(), Partial);
     rig.live([5]);
     assert_eq!(rig.told(), "5@100");
@@ -180,7 +189,7 @@ fn an_endless_replay_is_cut_off() {
         seq += 1;
     }
     assert_eq!(seq, 61);
-    assert!(rig.told().ends_with("60@100 clear 1000000@100"), "as long as it is patient");
+    assert!(rig.told().ends_with("60@100 doubt 1000000@100"), "as long as it is patient");
 }
 
 #[test]
@@ -333,7 +342,7 @@ fn more_than_may_be_held_back_gives_the_replay_up() {
     let mut rig = Rig::new(true);
     rig.live([0]);
     rig.live(5..16);
-    assert!(rig.told().starts_with("0@100 clear 5@100 6@100"));
+    assert!(rig.told().starts_with("0@100 doubt 5@100 6@100"));
     assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
     assert_eq!(rig.follower.held().0, 0);
 }
@@ -427,5 +436,5 @@ fn another_publisher_id_is_another_life_of_the_engine() {
     speak(1, 0, 100.0);
     speak(1, 1, 100.0);
     speak(2, 2, 200.0);
-    assert_eq!(rig.told(), "0@100 1@100 clear clear 2@200");
+    assert_eq!(rig.told(), "0@100 1@100 clear doubt 2@200");
 }

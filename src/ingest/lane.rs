@@ -44,6 +44,14 @@ impl Sink for Place {
     fn clear(&mut self) {
         self.index.clear(self.holder);
     }
+
+    fn doubt(&mut self) {
+        self.index.doubt(self.holder);
+    }
+
+    fn drop_doubted(&mut self) {
+        self.index.drop_suspects(self.holder);
+    }
 }
 
 /// A publisher's lane.

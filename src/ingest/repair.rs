@@ -32,7 +32,7 @@ impl<S: Sink> Follower<S> {
         }
         let overdue = self.session.is_some_and(|s| s.is_overdue(now));
         if overdue {
-            self.accept_loss("replay took too long");
+            self.accept_loss("replay took too long", now);
         }
     }
 
@@ -46,11 +46,16 @@ impl<S: Sink> Follower<S> {
 
     /// When [`timeout`](Self::timeout) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
-        self.session.as_ref().map(Session::deadline).or(self.check_at)
+        let due = self.session.as_ref().map(Session::deadline).or(self.check_at);
+        due.into_iter().chain(self.doubt_until).min()
     }
 
     /// Does what is due at `now`.
     pub fn timeout(&mut self, now: Instant) {
+        if self.doubt_until.is_some_and(|at| at <= now) {
+            self.doubt_until = None;
+            self.sink.drop_doubted();
+        }
         match &self.session {
             Some(session) if now < session.deadline() => {}
             Some(session) if session.is_pausing() => self.ask(now),
@@ -125,13 +130,13 @@ impl<S: Sink> Follower<S> {
                 Verdict::Ask => return self.ask(now),
                 Verdict::Wait => return self.disown(),
                 Verdict::GiveUp => {
-                    if !self.skip_hole(seq, "replays leave it out") {
+                    if !self.skip_hole(seq, "replays leave it out", now) {
                         return;
                     }
                 }
             },
             Answer::Hole { kept: false } => {
-                if !self.skip_hole(seq, "the engine does not keep them") {
+                if !self.skip_hole(seq, "the engine does not keep them", now) {
                     return;
                 }
             }
@@ -154,12 +159,12 @@ impl<S: Sink> Follower<S> {
 
     /// Accepts that nothing before `seq` can be had. False where the batches held back reach
     /// further back than `seq`: then they were applied and the replay is over.
-    fn skip_hole(&mut self, seq: u64, why: &str) -> bool {
+    fn skip_hole(&mut self, seq: u64, why: &str, now: Instant) -> bool {
         if self.held.front().is_some_and(|front| front <= seq) {
-            self.accept_loss(why);
+            self.accept_loss(why, now);
             return false;
         }
-        self.lose(seq, why);
+        self.lose(seq, why, now);
         true
     }
 
@@ -228,7 +233,7 @@ impl<S: Sink> Follower<S> {
                 self.finish();
                 self.check_at = Some(now + self.limits.check_after);
             }
-            Verdict::GiveUp => self.accept_loss("replay brought nothing"),
+            Verdict::GiveUp => self.accept_loss("replay brought nothing", now),
         }
     }
 

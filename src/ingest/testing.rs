@@ -91,6 +91,14 @@ impl Sink for Journal {
     fn clear(&mut self) {
         self.0.push("clear".into());
     }
+
+    fn doubt(&mut self) {
+        self.0.push("doubt".into());
+    }
+
+    fn drop_doubted(&mut self) {
+        self.0.push("settle".into());
+    }
 }
 
 /// A follower at a desk: messages and answers are handed to it one by one.
@@ -120,8 +128,13 @@ impl Rig {
         };
         let patience =
             Patience { timeout: Duration::from_secs(2), attempts: 3, total: Duration::from_secs(60) };
-        let limits =
-            Limits { patience, held_batches: 10, held_bytes: 1 << 20, check_after: Duration::from_secs(30) };
+        let limits = Limits {
+            patience,
+            held_batches: 10,
+            held_bytes: 1 << 20,
+            check_after: Duration::from_secs(30),
+            doubt_for: Duration::from_secs(600),
+        };
         let counters = Arc::new(Counters::default());
         let now = Instant::now();
         let follower = Follower::new(Journal::default(), profile, limits, Arc::clone(&counters), now);
