@@ -104,7 +104,14 @@ pub struct Follower<S> {
     /// Numbers of live messages behind the cursor that could not be read.
     pub(super) unreadable: BTreeSet<u64>,
     /// Which life of the engine speaks, where its messages say so.
-    life: Option<[u8; 16]>,
+    pub(super) life: Option<[u8; 16]>,
+    /// Whether what the engine told before is still being fetched: until then batches are held back.
+    pub(super) waiting: bool,
+    /// Whether the engine that speaks is known to be the one of the snapshot gone on from. Until then
+    /// what comes is held back.
+    pub(super) proven: bool,
+    /// Whether the engine began anew meanwhile.
+    pub(super) began_anew: bool,
     pub(super) session: Option<Session>,
     /// Whether the session only makes sure that nothing was missed.
     pub(super) checking: bool,
@@ -128,7 +135,15 @@ pub struct Follower<S> {
 impl<S: Sink> Follower<S> {
     /// Begins to follow; with a replay endpoint, by asking for the history.
     pub fn new(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>, now: Instant) -> Self {
-        let mut follower = Follower {
+        let mut follower = Follower::waiting(sink, profile, limits, counters);
+        follower.begin(now);
+        follower
+    }
+
+    /// Begins to listen, and holds back what comes until [`resume`](Self::resume) or
+    /// [`begin`](Self::begin) says what was applied before.
+    pub fn waiting(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>) -> Self {
+        Follower {
             sink,
             profile,
             limits,
@@ -140,6 +155,9 @@ impl<S: Sink> Follower<S> {
             met: false,
             unreadable: BTreeSet::new(),
             life: None,
+            waiting: true,
+            proven: true,
+            began_anew: false,
             session: None,
             checking: false,
             next_ask: 1,
@@ -153,12 +171,7 @@ impl<S: Sink> Follower<S> {
             block_size_reported: false,
             last_error: None,
             rules: Rules::default(),
-        };
-        if follower.profile.replayable {
-            follower.session = Some(Session::new(follower.limits.patience, now));
-            follower.ask(now);
         }
-        follower
     }
 
     /// Follows by other rules from now on, for the simulation.
@@ -204,6 +217,16 @@ impl<S: Sink> Follower<S> {
         if arrival == Arrival::Restart {
             self.restarted("sequence went back");
             arrival = self.cursor.observe(seen);
+        }
+        if self.waiting {
+            drop(batch);
+            drop(frames);
+            return self.wait_with(arrival, HeldBatch { seen, message, at });
+        }
+        if !self.proven && arrival == Arrival::Next {
+            drop(batch);
+            drop(frames);
+            return self.hold(HeldBatch { seen, message, at }, 0, now);
         }
         match arrival {
             Arrival::First => {
@@ -310,6 +333,7 @@ impl<S: Sink> Follower<S> {
         self.forget(why);
         self.held.clear();
         self.cursor = Cursor::default();
+        self.began_anew = self.waiting;
         self.finish();
     }
 
@@ -323,6 +347,7 @@ impl<S: Sink> Follower<S> {
         }
         self.unreadable.clear();
         self.complete = false;
+        self.proven = true;
     }
 
     pub(super) fn malformed(&mut self, e: &dyn Display) {
@@ -376,6 +401,8 @@ impl<S: Sink> Follower<S> {
     pub fn state(&self) -> PublisherState {
         if !self.heard {
             PublisherState::Connecting
+        } else if self.waiting {
+            PublisherState::Replaying
         } else if self.session.is_some() && !self.checking {
             PublisherState::Replaying
         } else if self.complete {
@@ -387,7 +414,7 @@ impl<S: Sink> Follower<S> {
 
     /// Whether the engine's whole history is applied.
     pub fn is_complete(&self) -> bool {
-        self.complete && self.held.is_empty()
+        self.complete && self.held.is_empty() && self.state() == PublisherState::Live
     }
 
     /// Last batch applied.

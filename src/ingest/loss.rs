@@ -42,20 +42,27 @@ impl<S: Sink> Follower<S> {
         // What could not be read was not lost on the way: the rest of the stream is whole, and
         // forgetting everything for it would let one odd batch empty the index.
         if !self.is_unreadable(seq) {
-            warn!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), seq,
-                "batches lost for good, learning anew");
-            self.error(format!("batches before {seq} are lost: {why}"));
-            self.counters.losses.add(1);
-            if self.rules.hold(Rule::ForgetOnLoss) {
-                self.sink.doubt();
-                self.doubt_until = Some(now + self.limits.doubt_for);
-            }
+            self.distrust(seq, why, now);
         }
         self.complete &= !self.rules.hold(Rule::PartialOnLoss);
         match seq.checked_sub(1) {
             Some(before) => self.cursor.stepped_over(before),
             None => self.cursor.forget_applied(),
         }
+    }
+
+    /// Counts nothing that was told before batch `seq` as certain.
+    pub(super) fn distrust(&mut self, seq: u64, why: &str, now: Instant) {
+        warn!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), seq,
+            "batches lost for good, learning anew");
+        self.error(format!("batches before {seq} are lost: {why}"));
+        self.counters.losses.add(1);
+        if self.rules.hold(Rule::ForgetOnLoss) {
+            self.sink.doubt();
+            self.doubt_until = Some(now + self.limits.doubt_for);
+        }
+        self.complete &= !self.rules.hold(Rule::PartialOnLoss);
+        self.proven = true;
     }
 
     /// Moves past a batch that nothing can be read of.

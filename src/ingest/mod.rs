@@ -39,6 +39,7 @@ mod reader;
 mod registry;
 mod repair;
 mod replay;
+mod resume;
 mod route;
 mod rules;
 mod socket;

@@ -46,6 +46,9 @@ impl<S: Sink> Follower<S> {
 
     /// When [`timeout`](Self::timeout) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
+        if self.waiting {
+            return None;
+        }
         let due = self.session.as_ref().map(Session::deadline).or(self.check_at);
         due.into_iter().chain(self.doubt_until).min()
     }
@@ -121,9 +124,13 @@ impl<S: Sink> Follower<S> {
             }
             Answer::Anchor => {
                 if batch.is_ok_and(|b| self.cursor.contradicts(seq, b.ts)) {
-                    self.taken_over("another batch has the number of the last one", true, now);
+                    return self.taken_over("another batch has the number of the last one", true, now);
                 }
-                return;
+                self.is_proven();
+                return self.caught_up(now);
+            }
+            Answer::Next if !self.proven => {
+                self.distrust(seq, "the engine does not keep the snapshot's last batch", now)
             }
             Answer::Next => {}
             Answer::Hole { kept: true } => match session.failed(last, false, now) {
@@ -149,9 +156,13 @@ impl<S: Sink> Follower<S> {
             Err(e) => self.step_over(seq, &e),
         }
         self.drain();
-        let caught_up =
-            self.held.is_empty() && self.cursor.live().is_some_and(|l| Some(l) <= self.cursor.last());
-        if caught_up && !self.checking {
+        self.caught_up(now);
+    }
+
+    /// Ends a replay that has brought all that the live socket has.
+    fn caught_up(&mut self, now: Instant) {
+        let all = self.held.is_empty() && self.cursor.live().is_some_and(|l| Some(l) <= self.cursor.last());
+        if all && !self.checking {
             self.finish();
             self.check_at = Some(now + self.limits.check_after);
         }
@@ -263,7 +274,7 @@ impl<S: Sink> Follower<S> {
 
     /// Asks whether anything was missed. False while a replay is under way.
     pub fn check_now(&mut self, now: Instant) -> bool {
-        if self.session.is_some() {
+        if self.session.is_some() || self.waiting {
             return false;
         }
         if self.profile.replayable && self.checkable {
