@@ -401,9 +401,7 @@ impl<S: Sink> Follower<S> {
     pub fn state(&self) -> PublisherState {
         if !self.heard {
             PublisherState::Connecting
-        } else if self.waiting {
-            PublisherState::Replaying
-        } else if self.session.is_some() && !self.checking {
+        } else if self.waiting || (self.session.is_some() && !self.checking) {
             PublisherState::Replaying
         } else if self.complete {
             PublisherState::Live
