@@ -43,6 +43,7 @@ mod profile;
 pub mod reference;
 mod runs;
 mod score;
+pub mod snapshot;
 pub mod types;
 mod walk;
 
