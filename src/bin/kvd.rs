@@ -108,6 +108,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let who = format!("follow {} rank {} of the configuration", spec.instance_id, spec.dp_rank);
         publishers.register(spec).context(who)?;
     }
+    publishers.begin();
     let service = Arc::new(Service::new(index, Arc::clone(&publishers), config.limits, config.weights));
 
     let (stop, stopping) = watch::channel(false);

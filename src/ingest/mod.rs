@@ -70,6 +70,8 @@ pub mod pure {
 
 use crate::publisher::{Freshness, PublisherSpec, PublisherStatus, Selector};
 use apply::Signal;
+pub(crate) use cursor::Position;
+pub(crate) use lane::Lane;
 use reader::Readers;
 use registry::Registry;
 use store::Store;
@@ -149,8 +151,8 @@ pub struct Publishers {
 }
 
 impl Publishers {
-    /// Starts the threads and follows again whoever was registered in `store`, a directory;
-    /// `None` keeps registrations in memory only.
+    /// Starts the threads and listens again to whoever was registered in `store`, a directory;
+    /// `None` keeps registrations in memory only. [`begin`](Self::begin) makes it follow them.
     ///
     /// # Errors
     /// If the directory or an address to listen at cannot be used.
@@ -215,6 +217,22 @@ impl Publishers {
     /// If that cannot be kept; it is in force nevertheless.
     pub fn unregister(&self, selector: &Selector) -> Result<Vec<PublisherSpec>, RegisterError> {
         self.registry.unregister(selector)
+    }
+
+    /// Follows in earnest from now on. Until then whoever is registered is listened to and held back,
+    /// so that a snapshot can be put in first.
+    pub fn begin(&self) {
+        self.registry.begin();
+    }
+
+    /// Every lane.
+    pub(crate) fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.registry.lanes()
+    }
+
+    /// The lane of just this registration.
+    pub(crate) fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        self.registry.lane_of(spec)
     }
 
     /// All publishers, by tenant, model, instance and rank.

@@ -41,6 +41,8 @@ struct Entry {
 
 #[derive(Default)]
 struct Book {
+    /// Whether lanes begin as soon as they are registered; before, a snapshot may come for them.
+    begun: bool,
     entries: BTreeMap<Key, Entry>,
     /// By address.
     hubs: HashMap<String, (u64, Arc<Hub>)>,
@@ -179,7 +181,9 @@ impl Registry {
         }
         *self.pods.write().entry(lane.spec.instance_id.clone()).or_default() += 1;
         self.by_holder.write().insert(holder, Arc::clone(&lane));
-        lane.schedule();
+        if book.begun {
+            lane.begin();
+        }
         let name = name_of(&lane.spec);
         info!(publisher = %name, holder = holder.0, replaced = replaced.is_some(), "following");
         book.entries.insert(key, Entry { lane, hub, stranger: origin == Origin::Topic });
@@ -299,6 +303,24 @@ impl Registry {
             }
             keep
         });
+    }
+
+    /// Lets everyone begin who did not go on from a snapshot, and from now on whoever is registered.
+    pub fn begin(&self) {
+        let mut book = self.book.lock();
+        book.begun = true;
+        book.entries.values().for_each(|e| e.lane.begin());
+    }
+
+    /// Every lane, in the order of their publishers.
+    pub fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.book.lock().entries.values().map(|e| Arc::clone(&e.lane)).collect()
+    }
+
+    /// The lane of just this registration.
+    pub fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        let book = self.book.lock();
+        book.entries.get(&key_of(spec)).filter(|e| e.lane.spec == *spec).map(|e| Arc::clone(&e.lane))
     }
 
     /// Stops following the publishers that `selector` means, and returns them.

@@ -152,6 +152,7 @@ impl Kvd {
     fn with_store(config: IngestConfig, store: Option<std::path::PathBuf>) -> Result<Kvd, StartError> {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), config, store)?;
+        publishers.begin();
         Ok(Kvd { index, publishers })
     }
 
