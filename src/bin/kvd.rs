@@ -8,13 +8,15 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
-use kvd::serve::{Service, grpc, http};
+use kvd::serve::{Restored, Service, grpc, http};
+use kvd::warmup::Stage;
 use kvindex::Index;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +26,9 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 const UNUSABLE: u8 = 2;
+/// How often warming up is looked at while it goes on, and afterwards.
+const EAGER: Duration = Duration::from_millis(20);
+const CALM: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
@@ -126,7 +131,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         http.await;
         Ok(())
     });
-    service.set_ready(true);
+    // No data directory yet to take anything from.
+    service.restored.get_or_init(|| Restored { from: "nothing".into(), ..Restored::default() });
+    let warming = tokio::spawn(warm_up(Arc::clone(&service)));
     announce(grpc_at, http_at, publishers.list().len());
 
     let ended = tokio::select! {
@@ -140,6 +147,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         return Err(anyhow!("a server ended early"));
     }
     info!("told to stop, finishing requests under way");
+    warming.abort();
     service.set_ready(false);
     stop.send_replace(true);
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -152,6 +160,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || publishers.stop()).await.context("stop ingest")?;
     info!("stopped");
     Ok(())
+}
+
+/// Keeps an eye on warming up, and says when schedulers may ask.
+async fn warm_up(service: Arc<Service>) {
+    let mut before = Stage::Restoring;
+    loop {
+        let looking = Arc::clone(&service);
+        // The list takes locks that a registration holds while it looks names up.
+        let Ok(stage) = tokio::task::spawn_blocking(move || looking.look_at_warmup()).await else { return };
+        if stage.is_ready() && !before.is_ready() {
+            info!(stage = stage.name(), after_ms = service.uptime_ms(), "ready");
+        }
+        before = stage;
+        tokio::time::sleep(if stage == Stage::Warm { CALM } else { EAGER }).await;
+    }
 }
 
 /// The addresses, for who started kvd (standard output) and for the log.

@@ -47,7 +47,7 @@ mod spec;
 mod stats;
 mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
