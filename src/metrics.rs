@@ -101,6 +101,15 @@ pub const METRICS: &[Metric] = &[
     },
     gauge("kvd_uptime_seconds", "Since the start.", |s| s.service.started.elapsed().as_secs_f64()),
     gauge("kvd_ready", "1 when schedulers should ask here.", |s| f64::from(u8::from(s.service.is_ready()))),
+    gauge("kvd_incarnation", "How often kvd was started on its data directory.", |s| {
+        s.service.publishers.catalog().incarnation() as f64
+    }),
+    counter("kvd_catalog_set_aside_total", "Damaged catalogs set aside.", |s| {
+        f64::from(u8::from(s.service.publishers.catalog().set_aside().is_some()))
+    }),
+    counter("kvd_catalog_write_errors_total", "Writes of the catalog that failed.", |s| {
+        s.service.publishers.catalog().write_errors() as f64
+    }),
     gauge("kvd_resident_memory_bytes", "Memory of the process that is in RAM.", |_| resident_bytes()),
     Metric {
         name: "kvd_query_seconds",

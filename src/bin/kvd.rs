@@ -2,12 +2,11 @@
 //!
 //! Exit codes: 0 told to stop, 1 could not start or go on, 2 wrong usage or configuration.
 
-use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
@@ -15,6 +14,7 @@ use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
 use kvd::serve::{Service, grpc, http};
+use kvd::state::Catalog;
 use kvindex::Index;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +24,9 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 const UNUSABLE: u8 = 2;
+
+/// How long the catalog may hold something back.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
@@ -92,17 +95,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     raise_file_limit(config.ingest.max_publishers);
-    match &config.data_dir {
-        Some(dir) => check_data_dir(dir)?,
-        None => info!("no data directory: registrations are kept in memory only"),
-    }
+    let catalog = match &config.data_dir {
+        Some(dir) => Catalog::open(dir)?,
+        None => {
+            info!("no data directory: registrations are kept in memory only");
+            Catalog::in_memory()
+        }
+    };
+    let catalog = Arc::new(catalog);
     let grpc_listener = listen("gRPC", "--grpc-listen", &config.grpc_listen).await?;
     let http_listener = listen("HTTP", "--http-listen", &config.http_listen).await?;
     let grpc_at = grpc_listener.local_addr().context("read the gRPC address")?;
     let http_at = http_listener.local_addr().context("read the HTTP address")?;
 
     let index = Arc::new(Index::new(config.index));
-    let publishers = Publishers::start(Arc::clone(&index), config.ingest, config.data_dir.clone())
+    let publishers = Publishers::start(Arc::clone(&index), config.ingest, Some(Arc::clone(&catalog)))
         .context("start ingest")?;
     for spec in config.publishers {
         let who = format!("follow {} rank {} of the configuration", spec.instance_id, spec.dp_rank);
@@ -125,6 +132,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         http.await;
         Ok(())
     });
+    let flushing = tokio::spawn(flush_now_and_then(Arc::clone(&catalog)));
     service.set_ready(true);
     announce(grpc_at, http_at, publishers.list().len());
 
@@ -148,7 +156,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => warn!("told to stop again"),
         _ = interrupt.recv() => warn!("told to stop again"),
     }
-    tokio::task::spawn_blocking(move || publishers.stop()).await.context("stop ingest")?;
+    flushing.abort();
+    let stopped = tokio::task::spawn_blocking(move || {
+        publishers.stop();
+        catalog.sync()
+    });
+    stopped.await.context("stop ingest")?.context("keep the last state")?;
     info!("stopped");
     Ok(())
 }
@@ -193,14 +206,22 @@ fn raise_file_limit(publishers: usize) {
     }
 }
 
-/// Makes `dir` where it is not there, and finds out now rather than at the first registration
-/// whether it can be written.
-fn check_data_dir(dir: &Path) -> anyhow::Result<()> {
-    let probe = dir.join(".kvd-write-check");
-    let written =
-        fs::create_dir_all(dir).and_then(|()| File::create(&probe)).and_then(|_| fs::remove_file(&probe));
-    written.map_err(|error| {
-        let dir = dir.display();
-        anyhow!("data directory {dir} cannot be written: {error}; make it writable or choose another with --data-dir")
-    })
+/// Writes what the catalog holds back for the next write, where none comes.
+async fn flush_now_and_then(catalog: Arc<Catalog>) {
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(FLUSH_EVERY).await;
+        let catalog = Arc::clone(&catalog);
+        let done = tokio::task::spawn_blocking(move || catalog.flush()).await;
+        match done {
+            Ok(Ok(())) => failing = false,
+            Ok(Err(error)) if !failing => {
+                warn!(%error, "cannot write the catalog, trying again");
+                failing = true;
+            }
+            Ok(Err(_)) => {}
+            // The runtime is being shut down.
+            Err(_) => return,
+        }
+    }
 }
