@@ -14,4 +14,6 @@ pub mod metrics;
 pub mod publisher;
 pub mod registration;
 pub mod serve;
+pub mod snapshot;
+pub mod state;
 pub mod warmup;

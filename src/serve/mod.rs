@@ -32,6 +32,7 @@ pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
 
 use crate::ingest::Publishers;
+use crate::snapshot::Runner;
 use crate::warmup::Stage;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
@@ -62,6 +63,8 @@ pub struct Service {
     pub(crate) routing: RoutingClock,
     /// What was known before the start, and how it came back.
     pub restored: OnceLock<Restored>,
+    /// Writes down what the index holds, where there is a data directory.
+    pub snapshots: OnceLock<Runner>,
     /// How long warming up is waited for.
     pub warmup_limit: Duration,
     stage: Mutex<Stage>,
@@ -141,6 +144,7 @@ impl Service {
             ),
             routing: RoutingClock::default(),
             restored: OnceLock::new(),
+            snapshots: OnceLock::new(),
             warmup_limit: WARMUP_LIMIT,
             stage: Mutex::new(Stage::Restoring),
             ready: watch::Sender::new(false),
