@@ -116,6 +116,12 @@ pub const METRICS: &[Metric] = &[
     gauge("kvd_warm", "1 when every publisher is followed from a proven place.", |s| {
         f64::from(u8::from(s.service.stage() == Stage::Warm))
     }),
+    gauge("kvd_restored_publishers", "Publishers that went on from a snapshot at the start.", |s| {
+        s.service.restored.get().map_or(0.0, |r| r.publishers as f64)
+    }),
+    gauge("kvd_restored_blocks", "Blocks that they held.", |s| {
+        s.service.restored.get().map_or(0.0, |r| r.blocks as f64)
+    }),
     counter("kvd_snapshots_total", "Snapshots written.", |s| s.snapshots.written as f64),
     counter("kvd_snapshot_failures_total", "Snapshots that could not be written.", |s| {
         s.snapshots.failed as f64

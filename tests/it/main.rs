@@ -7,4 +7,5 @@ mod grpc;
 mod hostile;
 mod recovery;
 mod shapes;
+mod snapshots;
 mod support;

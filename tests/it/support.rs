@@ -72,6 +72,14 @@ impl Kvd {
         self.child.wait().expect("wait");
     }
 
+    /// Tells it to stop, as Kubernetes does, and waits until it has; it must say that all is well.
+    pub fn stop(&mut self) {
+        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("run kill");
+        assert!(told.success());
+        let status = self.child.wait().expect("wait");
+        assert!(status.success(), "{status}");
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
