@@ -11,6 +11,7 @@ pub mod config;
 pub mod ctl;
 pub mod ingest;
 pub mod metrics;
+pub mod peers;
 pub mod publisher;
 pub mod registration;
 pub mod serve;

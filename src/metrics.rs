@@ -122,6 +122,31 @@ pub const METRICS: &[Metric] = &[
     gauge("kvd_restored_blocks", "Blocks that they held.", |s| {
         s.service.restored.get().map_or(0.0, |r| r.blocks as f64)
     }),
+    gauge("kvd_peers_connected", "Other replicas that answer.", |s| s.service.peers.connected() as f64),
+    counter("kvd_peer_news_sent_total", "Routings and registrations told to other replicas.", |s| {
+        load(&s.service.peers.counts.sent)
+    }),
+    counter("kvd_peer_news_dropped_total", "News that a replica was too slow for.", |s| {
+        load(&s.service.peers.counts.dropped)
+    }),
+    counter("kvd_peer_news_heard_total", "News that other replicas told.", |s| {
+        load(&s.service.peers.counts.heard)
+    }),
+    counter("kvd_peer_news_refused_total", "News heard that cannot be used.", |s| {
+        load(&s.service.peers.counts.refused)
+    }),
+    counter("kvd_peer_digests_total", "Publishers compared with another replica.", |s| {
+        load(&s.service.peers.counts.compared)
+    }),
+    counter("kvd_peer_digests_differing_total", "Publishers of which a replica had other blocks.", |s| {
+        load(&s.service.peers.counts.differed)
+    }),
+    counter("kvd_peer_repairs_total", "Publishers learnt anew from another replica.", |s| {
+        load(&s.service.peers.counts.repaired)
+    }),
+    counter("kvd_peer_snapshot_bytes_total", "Bytes of snapshots given to other replicas.", |s| {
+        load(&s.service.peers.counts.given)
+    }),
     counter("kvd_snapshots_total", "Snapshots written.", |s| s.snapshots.written as f64),
     counter("kvd_snapshot_failures_total", "Snapshots that could not be written.", |s| {
         s.snapshots.failed as f64

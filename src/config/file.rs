@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::units::{Bytes, Time};
 use super::{Config, ConfigError, invalid, set};
 use crate::ingest::IngestConfig;
+use crate::peers::PeersConfig;
 use crate::registration::Registration;
 use crate::serve::Limits;
 use crate::snapshot::Schedule;
@@ -27,6 +28,7 @@ pub(super) struct File {
     pub drain_timeout: Option<Time>,
     pub warmup_timeout: Option<Time>,
     pub snapshot: SnapshotTable,
+    pub peers: PeersTable,
     pub log: LogTable,
     pub index: IndexTable,
     pub limits: LimitsTable,
@@ -48,6 +50,13 @@ pub(super) struct LogTable {
 pub(super) struct SnapshotTable {
     pub interval: Option<Time>,
     pub keep: Option<usize>,
+}
+
+/// `[peers]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PeersTable {
+    pub addresses: Option<Vec<String>>,
+    pub compare_every: Option<Time>,
 }
 
 /// `[index]`
@@ -180,6 +189,14 @@ impl SnapshotTable {
     }
 }
 
+impl PeersTable {
+    pub(super) fn apply(self, to: &mut PeersConfig) {
+        let PeersTable { addresses, compare_every } = self;
+        set(&mut to.addresses, addresses);
+        set(&mut to.compare_every, compare_every.map(|t| t.0));
+    }
+}
+
 impl WeightsTable {
     pub(super) fn apply(self, to: &mut TierWeights) {
         let WeightsTable { gpu, cpu, disk, shared, unknown } = self;
@@ -230,6 +247,7 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("drain_timeout (ms)", millis(config.drain_timeout), 0..=DAY),
         ("warmup_timeout (ms)", millis(config.warmup_timeout), 0..=DAY),
         ("snapshot.interval (ms)", millis(config.snapshot.every), 0..=DAY),
+        ("peers.compare_every (ms)", millis(config.peers.compare_every), 0..=DAY),
         ("snapshot.keep", count(config.snapshot.keep), 1..=1000),
         ("index.max_blocks_per_publisher", count(index.max_blocks_per_holder), 1..=1 << 31),
         ("index.max_memory (bytes)", index.max_bytes, 1 << 20..=u64::MAX),

@@ -35,6 +35,7 @@ fn the_example_file_names_every_key_there_is() {
         drain_timeout,
         warmup_timeout,
         snapshot,
+        peers,
         log,
         index,
         limits,
@@ -45,6 +46,7 @@ fn the_example_file_names_every_key_there_is() {
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
     assert!(warmup_timeout.is_some());
+    assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
     assert!(matches!(

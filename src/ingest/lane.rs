@@ -5,9 +5,10 @@
 //! the end of the line, so that a flooding publisher delays only itself.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use kvindex::snapshot::Digest;
 use kvindex::{HolderId, Index};
 use kvproto::Batch;
 use parking_lot::{Mutex, MutexGuard};
@@ -35,6 +36,14 @@ pub struct Place {
     pub index: Arc<Index>,
     /// Whose place.
     pub holder: HolderId,
+    /// Who wants to know what is held as of a batch that is still to come.
+    pub probe: Option<Probe>,
+}
+
+/// A wish to know what is held as of one batch.
+pub struct Probe {
+    seq: u64,
+    tell: Sender<(f64, Digest)>,
 }
 
 impl Sink for Place {
@@ -53,6 +62,16 @@ impl Sink for Place {
     fn drop_doubted(&mut self) {
         self.index.drop_suspects(self.holder);
     }
+
+    fn applied(&mut self, seq: u64, ts: f64) {
+        if self.probe.as_ref().is_some_and(|p| seq >= p.seq)
+            && let Some(probe) = self.probe.take().filter(|p| p.seq == seq)
+            && let Some(digest) = self.index.digest(self.holder)
+        {
+            // Whoever asked may have given up.
+            let _ = probe.tell.try_send((ts, digest));
+        }
+    }
 }
 
 /// A publisher's lane.
@@ -66,6 +85,8 @@ pub struct Lane {
     /// Counters.
     pub counters: Arc<Counters>,
     limits: QueueLimits,
+    index: Arc<Index>,
+    since: Instant,
     queue: Mutex<Queue>,
     follower: Mutex<Follower<Place>>,
     /// The deadline that the apply thread knows of.
@@ -115,7 +136,7 @@ impl Lane {
         ready: Sender<Signal>,
     ) -> Lane {
         let counters = Arc::new(Counters::default());
-        let holder = place.holder;
+        let (holder, index) = (place.holder, Arc::clone(&place.index));
         let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters));
         Lane {
             spec,
@@ -123,6 +144,8 @@ impl Lane {
             replay,
             counters,
             limits: limits.0,
+            index,
+            since: Instant::now(),
             queue: Mutex::default(),
             follower: Mutex::new(follower),
             armed: Mutex::default(),
@@ -207,6 +230,28 @@ impl Lane {
     /// Applies nothing while the answer lives; what comes meanwhile waits in the queue.
     pub fn hold_still(self: &Arc<Self>) -> Still<'_> {
         Still { lane: self, follower: Some(self.follower.lock()) }
+    }
+
+    /// What is held as of batch `seq`, and the engine's time of it; waits for it where it is still to come.
+    /// `None` where it has passed, or does not come in time.
+    pub fn digest_at(self: &Arc<Self>, seq: u64, patience: Duration) -> Option<(f64, Digest)> {
+        let (tell, told) = crossbeam_channel::bounded(1);
+        {
+            let mut still = self.hold_still();
+            let position = still.position()?;
+            match position.seq {
+                Some(at) if at == seq => return Some((position.ts?, self.index.digest(self.holder)?)),
+                Some(at) if at > seq => return None,
+                Some(_) | None => {}
+            }
+            still.follower.as_mut()?.sink_mut().probe = Some(Probe { seq, tell });
+        }
+        told.recv_timeout(patience).ok()
+    }
+
+    /// How long it has been followed.
+    pub fn followed_for(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Drops what waits and takes nothing more.

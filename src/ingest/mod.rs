@@ -65,7 +65,7 @@ pub mod pure {
     pub use super::stats::Counters;
 }
 
-use crate::publisher::{Freshness, PublisherSpec, PublisherStatus, Selector};
+use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus, Selector};
 use crate::state::{Catalog, CatalogError};
 use apply::Signal;
 pub(crate) use cursor::Position;
@@ -225,6 +225,21 @@ impl Publishers {
     /// so that a snapshot can be put in first.
     pub fn begin(&self) {
         self.registry.begin();
+    }
+
+    /// Whether any lane waits for a snapshot.
+    pub fn is_anyone_waiting(&self) -> bool {
+        self.registry.lanes().iter().any(|lane| lane.is_waiting())
+    }
+
+    /// Follows anew with nothing known, once the lane begins or goes on from a snapshot.
+    pub(crate) fn follow_anew(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        self.registry.follow_anew(spec)
+    }
+
+    /// The lane of a publisher.
+    pub(crate) fn lane_by(&self, key: &PublisherKey) -> Option<Arc<Lane>> {
+        self.registry.lane_by(key)
     }
 
     /// Every lane.

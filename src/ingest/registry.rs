@@ -139,6 +139,16 @@ impl Registry {
     }
 
     fn follow(self: &Arc<Self>, spec: PublisherSpec, origin: Origin) -> Result<Registered, RegisterError> {
+        self.follow_by(spec, origin, true)
+    }
+
+    /// `begins` is false where the lane is to wait though others begin at once.
+    fn follow_by(
+        self: &Arc<Self>,
+        spec: PublisherSpec,
+        origin: Origin,
+        begins: bool,
+    ) -> Result<Registered, RegisterError> {
         check(&spec)?;
         let dial = spec.endpoint.as_deref().map(Address::look_up);
         let replay = spec.replay_endpoint.as_deref().map(Address::look_up);
@@ -180,7 +190,7 @@ impl Registry {
         }
         *self.pods.write().entry(lane.spec.instance_id.clone()).or_default() += 1;
         self.by_holder.write().insert(holder, Arc::clone(&lane));
-        if book.begun {
+        if book.begun && begins {
             lane.begin();
         }
         let name = name_of(&lane.spec);
@@ -211,7 +221,7 @@ impl Registry {
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
-        let place = Place { index: Arc::clone(&self.index), holder };
+        let place = Place { index: Arc::clone(&self.index), holder, probe: None };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 
@@ -309,6 +319,30 @@ impl Registry {
         let mut book = self.book.lock();
         book.begun = true;
         book.entries.values().for_each(|e| e.lane.begin());
+    }
+
+    /// Follows `spec` anew with nothing known, and waits with that for a snapshot or
+    /// [`Lane::begin`]. `None` where it is not followed, or cannot be again.
+    pub fn follow_anew(self: &Arc<Self>, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        {
+            let mut book = self.book.lock();
+            let entry = book.entries.remove(&spec.key())?;
+            let stranger = entry.stranger;
+            let counted = self.part(entry);
+            book.retired.merge(&counted);
+            self.close_idle(&mut book);
+            if stranger {
+                // Its next message registers it again.
+                return None;
+            }
+        }
+        self.follow_by(spec.clone(), Origin::Reloaded, false).ok()?;
+        self.lane_of(spec)
+    }
+
+    /// The lane of a publisher.
+    pub fn lane_by(&self, key: &PublisherKey) -> Option<Arc<Lane>> {
+        self.book.lock().entries.get(key).map(|e| Arc::clone(&e.lane))
     }
 
     /// Every lane, in the order of their publishers.

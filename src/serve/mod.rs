@@ -17,6 +17,7 @@ pub mod endpoint;
 pub mod grpc;
 pub mod http;
 pub mod prompt;
+pub mod registering;
 pub mod routing;
 pub mod score_tokens;
 pub mod status;
@@ -30,8 +31,10 @@ use tokio::sync::watch;
 
 pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
+pub use registering::Told;
 
 use crate::ingest::Publishers;
+use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
 use crate::warmup::Stage;
 use routing::RoutingClock;
@@ -61,6 +64,8 @@ pub struct Service {
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// The other replicas.
+    pub peers: Peers,
     /// What was known before the start, and how it came back.
     pub restored: OnceLock<Restored>,
     /// Writes down what the index holds, where there is a data directory.
@@ -143,6 +148,7 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            peers: Peers::new(PeersConfig::default()),
             restored: OnceLock::new(),
             snapshots: OnceLock::new(),
             warmup_limit: WARMUP_LIMIT,

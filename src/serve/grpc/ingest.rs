@@ -10,10 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{freshness, non_empty, non_zero, or_default_tenant, tier};
 use super::score::apart;
-use crate::ingest::RegisterError;
 use crate::publisher::{EngineType, HashAlgo, PublisherSpec, PublisherStatus, Selector};
 use crate::registration::{HashSeed, Registration};
-use crate::serve::{AskError, Service, endpoint};
+use crate::serve::{AskError, Service};
 
 /// The service.
 pub(super) struct IngestApi {
@@ -35,9 +34,9 @@ impl IngestService for IngestApi {
         let message =
             request.into_inner().publisher.ok_or_else(|| AskError::invalid("publisher", "missing"))?;
         let spec = read_spec(message)?;
-        let publishers = Arc::clone(&self.service.publishers);
+        let service = Arc::clone(&self.service);
         // The registration is on disk before it is answered.
-        let registered = apart(move || publishers.register(spec)).await?;
+        let registered = apart(move || service.register(spec)).await?;
         Ok(Response::new(kv::RegisterPublisherResponse { replaced: registered.replaced }))
     }
 
@@ -55,15 +54,8 @@ impl IngestService for IngestApi {
             instance_id,
             dp_rank,
         };
-        let publishers = Arc::clone(&self.service.publishers);
-        let removed = apart(move || {
-            let mut removed = publishers.unregister(&selector)?;
-            if let Some(instance_id) = endpoint::other_form(&selector.instance_id) {
-                removed.extend(publishers.unregister(&Selector { instance_id, ..selector })?);
-            }
-            Ok::<Vec<PublisherSpec>, RegisterError>(removed)
-        })
-        .await?;
+        let service = Arc::clone(&self.service);
+        let removed = apart(move || service.unregister(&selector)).await?;
         Ok(Response::new(kv::UnregisterPublisherResponse {
             removed: removed.iter().map(write_spec).collect(),
         }))
@@ -81,7 +73,8 @@ impl IngestService for IngestApi {
 }
 
 /// By the same rules as a registration over HTTP.
-fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, AskError> {
+/// A registration as a message gives it, checked.
+pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, AskError> {
     let registration = Registration {
         endpoint: Some(message.endpoint),
         replay_endpoint: Some(message.replay_endpoint),
@@ -124,7 +117,8 @@ fn name_of<T: PartialEq>(names: &[(T, &str)], is: &T) -> String {
     names.iter().find(|(t, _)| t == is).map(|(_, n)| (*n).to_owned()).unwrap_or_default()
 }
 
-fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
+/// A registration as a message.
+pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
     let text = |s: &Option<String>| s.clone().unwrap_or_default();
     kv::PublisherSpec {
         tenant_id: spec.tenant_id.clone(),
