@@ -210,19 +210,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins to write blocks that nobody holds but that a lower tier may still name, of every domain
-    /// that a holder written so far is in.
+    /// Begins to write blocks that nobody holds but that a lower tier may still name, of every model
+    /// that a holder written so far is of.
     pub fn begin_ghosts(&mut self) -> Result<(), CutError> {
         self.is_idle()?;
-        let ghosts = |w: &Written| {
-            self.pools[w.pool as usize].write(|_, desk| {
-                let mut strands = desk.pen(w.domain).ghosts();
+        let mut forests = Vec::new();
+        for (number, pool) in (0..).zip(self.pools.clone()) {
+            for (domain, kind) in domains(&pool) {
+                let mut strands = pool.write(|_, desk| desk.pen(domain).ghosts());
                 strands.reverse();
-                strands
-            })
-        };
-        let all = (0..).zip(&self.forests).map(|(f, w)| (f, ghosts(w))).collect();
-        self.part = Some(Part::Ghosts { forests: all, way: Vec::new() });
+                if !strands.is_empty() {
+                    forests.push((self.forest(number, kind, domain), strands));
+                }
+            }
+        }
+        self.part = Some(Part::Ghosts { forests, way: Vec::new() });
         Ok(())
     }
 
@@ -273,11 +275,17 @@ impl Writer {
 
     fn pool(&mut self, pool: &Arc<Pool>, tenant: &str, model: &str) -> u32 {
         let known = self.pools.iter().position(|p| Arc::ptr_eq(p, pool));
-        known.unwrap_or_else(|| {
-            self.encoder.pool(tenant, model);
-            self.pools.push(pool.clone());
-            self.pools.len() - 1
-        }) as u32
+        if let Some(known) = known {
+            return known as u32;
+        }
+        self.encoder.pool(tenant, model);
+        self.pools.push(pool.clone());
+        let number = self.pools.len() as u32 - 1;
+        // All of them, in order: whoever restores them can give them the numbers that they have.
+        for (domain, kind) in domains(pool) {
+            self.forest(number, kind, domain);
+        }
+        number
     }
 
     fn forest(&mut self, pool: u32, kind: Kind, domain: usize) -> u32 {
@@ -519,6 +527,12 @@ impl Writer {
             self.encoder.go_to(forest);
         }
     }
+}
+
+/// The domains of a pool.
+fn domains(pool: &Pool) -> Vec<(usize, Kind)> {
+    let kind = |domain| if domain == CANONICAL { Kind::Canonical } else { Kind::Chained };
+    pool.forests.iter().map(|(domain, _)| (domain, kind(domain))).collect()
 }
 
 fn blocks<'a>(facts: &Facts<'a>, from: usize, domain: usize, unnamed: &'a [u32]) -> Blocks<'a> {

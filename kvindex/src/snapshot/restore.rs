@@ -315,7 +315,8 @@ impl Restore {
         let Some((target, after)) = rest.split_first_mut() else { return false };
         let pool = target.pool;
         let others = || before.iter().chain(after.iter()).filter(|t| t.pool == pool);
-        target.choose(coming, |d| others().any(|t| t.domain == Some(d)), desk)
+        let listed = 1 + others().count();
+        target.choose(coming, listed, |d| others().any(|t| t.domain == Some(d)), desk)
     }
 
     /// Puts in blocks, up to the first record that tells of something else. Returns how many records.
