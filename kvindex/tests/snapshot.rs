@@ -2,8 +2,16 @@
 
 #[path = "support/engines.rs"]
 mod engines;
+#[path = "support/reframe.rs"]
+mod reframe;
 #[path = "support/replant.rs"]
 mod replant;
 
+#[path = "snapshot/fixture.rs"]
+mod fixture;
+#[path = "snapshot/hostile.rs"]
+mod hostile;
 #[path = "snapshot/random.rs"]
 mod random;
+#[path = "snapshot/rich.rs"]
+mod rich;
