@@ -7,10 +7,14 @@ mod reframe;
 #[path = "support/replant.rs"]
 mod replant;
 
+#[path = "snapshot/digest.rs"]
+mod digest;
 #[path = "snapshot/fixture.rs"]
 mod fixture;
 #[path = "snapshot/hostile.rs"]
 mod hostile;
+#[path = "snapshot/parts.rs"]
+mod parts;
 #[path = "snapshot/random.rs"]
 mod random;
 #[path = "snapshot/rich.rs"]

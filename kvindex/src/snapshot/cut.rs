@@ -23,7 +23,6 @@ use crate::{Index, IndexConfig};
 /// Payload that a chunk has, unless one record is longer.
 const CHUNK: usize = 64 << 10;
 /// What one step may be asked for.
-const MIN_STEP: usize = 1 << 10;
 const MAX_STEP: usize = MAX_CHUNK / 2;
 /// Strands looked at in one step, whatever they have.
 const MAX_LOOKS: usize = 2048;
@@ -228,12 +227,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on with what was begun: appends about `max_bytes` of whole chunks to `out`.
+    /// Goes on with what was begun: appends about `max_bytes` of whole chunks to `out`, and at least one
+    /// strand's worth.
     ///
     /// On an error the part counts for nothing and the snapshot can go on with another.
     pub fn step(&mut self, max_bytes: usize, out: &mut Vec<u8>) -> Result<Step, CutError> {
         let Some(mut part) = self.part.take() else { return Ok(Step::Done) };
-        self.step_ends = self.written() + max_bytes.clamp(MIN_STEP, MAX_STEP);
+        self.step_ends = self.written() + max_bytes.clamp(1, MAX_STEP);
         let done = match &mut part {
             Part::Holder(holder) => self.holder_step(holder),
             Part::Ghosts { forests, way } => Ok(self.ghost_step(forests, way)),
