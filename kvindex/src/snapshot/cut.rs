@@ -310,9 +310,11 @@ impl Writer {
     }
 
     fn holder_step(&mut self, part: &mut HolderPart) -> Result<bool, CutError> {
-        let attached = self.index.member(part.id).is_some_and(|(_, m)| Arc::ptr_eq(&m, &part.member));
-        if !attached {
-            return Err(CutError::Gone(part.id));
+        match self.index.member(part.id) {
+            None => return Err(CutError::Gone(part.id)),
+            // What it held is in doubt since.
+            Some((_, m)) if !Arc::ptr_eq(&m, &part.member) => return Err(CutError::Changed(part.id)),
+            Some(_) => {}
         }
         let pool = self.pools[part.pool as usize].clone();
         pool.write(|holders, desk| {

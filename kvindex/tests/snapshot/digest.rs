@@ -124,8 +124,10 @@ fn it_does_not_depend_on_the_order_of_publishers_or_on_others() {
                 next[p] += 1;
             }
         }
-        for p in 0..4 {
-            let [x, y] = [0, 1].map(|i| indexes[i].digest(pods[i][p]).expect("attached"));
+        let [here, there] = pods;
+        for (p, (id, id_there)) in here.into_iter().zip(there).take(4).enumerate() {
+            let (x, y) = (indexes[0].digest(id), indexes[1].digest(id_there));
+            let (x, y) = (x.expect("attached"), y.expect("attached"));
             assert_eq!(
                 (x.entries, x.held, &x.buckets),
                 (y.entries, y.held, &y.buckets),

@@ -31,7 +31,13 @@ fn describe(bytes: &[u8], config: IndexConfig) -> String {
     restore.feed(bytes, |found| Some(who(found.label))).expect("a snapshot");
     for r in restore.restored() {
         writeln!(out, "{:?} at {:?}: {:?}", r.holder, r.cursor, r.outcome).expect("text");
-        writeln!(out, "  {:?}", index.holder_stats(r.holder).expect("attached")).expect("text");
+        let s = index.holder_stats(r.holder).expect("attached");
+        writeln!(
+            out,
+            "  {} blocks {:?}, {} unplaced, of {} tokens, {} refused, {} dropped, partial {}",
+            s.blocks, s.by_tier, s.unplaced, s.block_size, s.refused, s.dropped, s.partial
+        )
+        .expect("text");
         let d = index.digest(r.holder).expect("attached");
         writeln!(out, "  {} entries, held {:032x}, content {:032x}", d.entries, d.held, d.content)
             .expect("text");

@@ -171,8 +171,8 @@ fn a_holder_is_repaired_from_a_replica_among_others_that_go_on() {
             remove(index, pods[r][i], &own.0[5..7]);
         }
     }
-    for i in 0..6 {
-        assert_eq!(replicas[0].digest(pods[0][i]), replicas[1].digest(pods[1][i]));
+    for (a, b) in pods[0].iter().zip(&pods[1]) {
+        assert_eq!(replicas[0].digest(*a), replicas[1].digest(*b));
     }
     assert_eq!(replicas[1].stats().domains, 2);
     let blocks = replicas[1].stats().blocks;
@@ -207,6 +207,34 @@ fn a_holder_is_repaired_from_a_replica_among_others_that_go_on() {
         scores.iter().map(|s| (s.cached, s.cached_tokens)).collect::<Vec<_>>()
     };
     assert_eq!(query(&replicas[0]), query(&replicas[1]));
+}
+
+/// A holder that lost batches for good is certain again when it has what a replica has.
+#[test]
+fn a_holder_in_doubt_is_certain_again_from_a_snapshot() {
+    let replicas = [0, 1].map(|_| Arc::new(Index::new(IndexConfig::default())));
+    let pods = replicas.each_ref().map(|r| attach(r, 1)[0]);
+    for (index, pod) in replicas.iter().zip(pods) {
+        for c in 0..50 {
+            store(index, pod, None, &chain(1, None, &locals(c, 20)));
+        }
+    }
+    let (mut writer, mut bytes) = (Writer::new(replicas[1].clone()), Vec::new());
+    writer.begin(pods[1], &0u32.to_le_bytes(), Cursor::default()).unwrap();
+    assert!(writer.step(2000, &mut bytes).unwrap().is_more());
+    replicas[1].doubt(pods[1]);
+    assert_eq!(writer.step(2000, &mut bytes), Err(CutError::Changed(pods[1])));
+    let score = |suspect| {
+        let prompt: Vec<LocalHash> = locals(3, 20).into_iter().map(LocalHash).collect();
+        let s = replicas[1].query(&Query::new("t", "m", Prompt::Local(&prompt))).scores[0].clone();
+        assert_eq!((s.cached, s.suspect), suspect);
+    };
+    score((0, 20));
+    restore(&snapshot(&replicas[0], &pods[..1], 500), 100, &replicas[1], &pods[1..]);
+    alike((&replicas[0], pods[0]), (&replicas[1], pods[1]), "in doubt before");
+    score((20, 20));
+    remove(&replicas[1], pods[1], &chain(1, None, &locals(3, 20)).0);
+    score((0, 0));
 }
 
 /// Blocks that others there call otherwise, or whose names others have: held, and never said to be
