@@ -82,6 +82,10 @@ pub(super) struct LimitsTable {
     pub max_score_tokens: Option<usize>,
     pub max_score_token_memory: Option<Bytes>,
     pub score_token_ttl: Option<Time>,
+    pub max_predictions: Option<usize>,
+    pub max_prediction_memory: Option<Bytes>,
+    pub prediction_ttl: Option<Time>,
+    pub outcome_review: Option<Time>,
     pub stream_concurrency: Option<usize>,
 }
 
@@ -165,6 +169,10 @@ impl LimitsTable {
             max_score_tokens,
             max_score_token_memory,
             score_token_ttl,
+            max_predictions,
+            max_prediction_memory,
+            prediction_ttl,
+            outcome_review,
             stream_concurrency,
         } = self;
         set(&mut to.max_tokens, max_tokens);
@@ -177,6 +185,10 @@ impl LimitsTable {
         set(&mut to.max_score_tokens, max_score_tokens);
         set(&mut to.max_score_token_bytes, max_score_token_memory.map(|b| b.0));
         set(&mut to.score_token_ttl, score_token_ttl.map(|t| t.0));
+        set(&mut to.max_predictions, max_predictions);
+        set(&mut to.max_prediction_bytes, max_prediction_memory.map(|b| b.0));
+        set(&mut to.prediction_ttl, prediction_ttl.map(|t| t.0));
+        set(&mut to.outcome_review, outcome_review.map(|t| t.0));
         set(&mut to.stream_concurrency, stream_concurrency);
     }
 }
@@ -262,6 +274,10 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("limits.max_score_tokens", count(limits.max_score_tokens), 0..=1 << 24),
         ("limits.max_score_token_memory (bytes)", count(limits.max_score_token_bytes), 0..=1 << 40),
         ("limits.score_token_ttl (ms)", millis(limits.score_token_ttl), 1..=DAY),
+        ("limits.max_predictions", count(limits.max_predictions), 0..=1 << 24),
+        ("limits.max_prediction_memory (bytes)", count(limits.max_prediction_bytes), 0..=1 << 40),
+        ("limits.prediction_ttl (ms)", millis(limits.prediction_ttl), 1..=DAY),
+        ("limits.outcome_review (ms)", millis(limits.outcome_review), 1..=DAY),
         ("limits.stream_concurrency", count(limits.stream_concurrency), 1..=1 << 16),
         ("ingest.threads", count(ingest.threads), 1..=256),
         ("ingest.queue_messages", count(ingest.queue_messages), 1..=1 << 24),

@@ -72,6 +72,10 @@ fn the_example_file_names_every_key_there_is() {
             max_score_tokens: Some(_),
             max_score_token_memory: Some(_),
             score_token_ttl: Some(_),
+            max_predictions: Some(_),
+            max_prediction_memory: Some(_),
+            prediction_ttl: Some(_),
+            outcome_review: Some(_),
             stream_concurrency: Some(_),
         }
     ));

@@ -22,6 +22,7 @@ use super::message::Message;
 use super::queue::{Queue, QueueLimits};
 use super::socket::Address;
 use super::stats::Counters;
+use crate::outcome::Account;
 use crate::publisher::{Freshness, PublisherSpec, PublisherStatus};
 
 /// Messages that a lane may apply before it is the next one's turn.
@@ -36,6 +37,8 @@ pub struct Place {
     pub index: Arc<Index>,
     /// Whose place.
     pub holder: HolderId,
+    /// What is also told what happens, after the index.
+    pub account: Arc<Account>,
     /// Who wants to know what is held as of a batch that is still to come.
     pub probe: Option<Probe>,
 }
@@ -49,14 +52,17 @@ pub struct Probe {
 impl Sink for Place {
     fn apply(&mut self, batch: &Batch<'_>) {
         self.index.apply(self.holder, batch);
+        self.account.applied(batch, Instant::now());
     }
 
     fn clear(&mut self) {
         self.index.clear(self.holder);
+        self.account.restarted(Instant::now());
     }
 
     fn doubt(&mut self) {
         self.index.doubt(self.holder);
+        self.account.lost(Instant::now());
     }
 
     fn drop_doubted(&mut self) {
@@ -84,6 +90,8 @@ pub struct Lane {
     pub replay: Option<Address>,
     /// Counters.
     pub counters: Arc<Counters>,
+    /// What came of answers about it.
+    pub account: Arc<Account>,
     limits: QueueLimits,
     index: Arc<Index>,
     since: Instant,
@@ -136,13 +144,14 @@ impl Lane {
         ready: Sender<Signal>,
     ) -> Lane {
         let counters = Arc::new(Counters::default());
-        let (holder, index) = (place.holder, Arc::clone(&place.index));
+        let (holder, index, account) = (place.holder, Arc::clone(&place.index), Arc::clone(&place.account));
         let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters));
         Lane {
             spec,
             holder,
             replay,
             counters,
+            account,
             limits: limits.0,
             index,
             since: Instant::now(),
@@ -344,6 +353,8 @@ impl Lane {
             restarts: c.restarts.get(),
             replays: c.replays.get(),
             malformed: c.malformed.get(),
+            losses: c.losses.get(),
+            misranked: c.misranked.get(),
             dropped: c.dropped.get(),
             queued: self.queued(),
             last_error: self.last_error.lock().clone(),

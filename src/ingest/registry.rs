@@ -1,7 +1,7 @@
 //! Who is followed, and what it takes to follow them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use crossbeam_channel::Sender;
@@ -22,6 +22,7 @@ use super::socket::Address;
 use super::spec::{check, holder_spec, profile};
 use super::stats::{Counter, Totals};
 use super::{RegisterError, Registered};
+use crate::outcome::Account;
 use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector};
 use crate::state::Catalog;
 
@@ -77,6 +78,8 @@ pub struct Registry {
     saving: Mutex<()>,
     /// Messages on shared sockets that belong to nobody.
     pub unclaimed: Counter,
+    /// Blocks of all publishers that reports contradict.
+    distrusted: Arc<AtomicUsize>,
 }
 
 impl Registry {
@@ -101,6 +104,7 @@ impl Registry {
             catalog,
             saving: Mutex::default(),
             unclaimed: Counter::default(),
+            distrusted: Arc::default(),
         }
     }
 
@@ -221,7 +225,8 @@ impl Registry {
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
-        let place = Place { index: Arc::clone(&self.index), holder, probe: None };
+        let account = Arc::new(Account::new(Arc::clone(&self.distrusted)));
+        let place = Place { index: Arc::clone(&self.index), holder, account, probe: None };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 
@@ -408,7 +413,18 @@ impl Registry {
         holders.map(|h| lanes.get(&h).map(|lane| lane.freshness())).collect()
     }
 
-    fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
+    /// What came of answers about `holder`.
+    pub fn account(&self, holder: HolderId) -> Option<Arc<Account>> {
+        self.by_holder.read().get(&holder).map(|lane| Arc::clone(&lane.account))
+    }
+
+    /// Blocks of all publishers that reports contradict.
+    pub fn distrusted(&self) -> usize {
+        self.distrusted.load(Relaxed)
+    }
+
+    /// The lane of `holder`.
+    pub fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
         self.by_holder.read().get(&holder).cloned()
     }
 

@@ -8,14 +8,19 @@
 //!
 //! [`ask`] holds what both transports share: a question is checked (see [`check`]),
 //! candidates and freshness are joined to the scores. [`grpc`] and [`http`] only
-//! translate. [`routing`] keeps what schedulers announced and when that ends.
+//! translate. [`routing`] keeps what schedulers announced and when that ends, [`outcome`] compares what
+//! they report with what they were told.
 
 pub mod ask;
 pub mod check;
 pub mod counters;
+pub mod diagnose;
 pub mod endpoint;
 pub mod grpc;
 pub mod http;
+pub mod outcome;
+#[cfg(test)]
+mod outcome_tests;
 pub mod prompt;
 pub mod registering;
 pub mod routing;
@@ -37,6 +42,7 @@ use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
 use crate::warmup::Stage;
+use outcome::Outcomes;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
 
@@ -73,6 +79,8 @@ pub struct Service {
     /// How long warming up is waited for.
     pub warmup_limit: Duration,
     stage: Mutex<Stage>,
+    /// What was said and waits for its outcome.
+    pub(crate) outcomes: Outcomes,
     ready: watch::Sender<bool>,
 }
 
@@ -110,6 +118,14 @@ pub struct Limits {
     pub max_score_token_bytes: usize,
     /// How long a `score_token` stands for its prompt.
     pub score_token_ttl: Duration,
+    /// Answers kept until their outcome is reported; 0 = none.
+    pub max_predictions: usize,
+    /// Bytes of all of them, prompts included.
+    pub max_prediction_bytes: usize,
+    /// How long they are kept.
+    pub prediction_ttl: Duration,
+    /// How long a report that is not explained waits for events that may be under way.
+    pub outcome_review: Duration,
     /// Requests of one `ScoreStream` that are worked on at a time.
     pub stream_concurrency: usize,
 }
@@ -127,6 +143,10 @@ impl Default for Limits {
             max_score_tokens: 16384,
             max_score_token_bytes: 256 << 20,
             score_token_ttl: Duration::from_secs(30),
+            max_predictions: 65536,
+            max_prediction_bytes: 128 << 20,
+            prediction_ttl: Duration::from_secs(600),
+            outcome_review: Duration::from_secs(1),
             stream_concurrency: 16,
         }
     }
@@ -153,6 +173,7 @@ impl Service {
             snapshots: OnceLock::new(),
             warmup_limit: WARMUP_LIMIT,
             stage: Mutex::new(Stage::Restoring),
+            outcomes: Outcomes::new(&limits),
             ready: watch::Sender::new(false),
         }
     }

@@ -239,6 +239,7 @@ pub(super) fn endpoint_score(
         speculative_blocks: if speculative { score.speculative } else { 0 },
         mm_match_blocks: score.mm_matched,
         freshness: Some(freshness(&view.freshness, now)),
+        distrusted_blocks: view.held_back.map_or(0, |h| h.blocks),
         suspect_blocks: if score.suspect > score.cached { score.suspect } else { 0 },
     }
 }

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{Asking, non_zero, tiers, write_prompt};
 use super::hash_spec::hash_spec;
+use super::outcome;
 use super::score::{apart, fitting, score};
 use super::stream::answers;
 use crate::serve::ask::Located;
@@ -84,6 +85,23 @@ impl IndexService for IndexApi {
         let found = self.service.forget_routing(&request.request_id)?;
         self.service.peers.outbox.tell(&kv::PeerNews { news: Some(News::Forgotten(request)) });
         Ok(Response::new(kv::ForgetRoutingResponse { found }))
+    }
+
+    async fn report_outcome(
+        &self,
+        request: Request<kv::ReportOutcomeRequest>,
+    ) -> Result<Response<kv::ReportOutcomeResponse>, Status> {
+        let service = Arc::clone(&self.service);
+        let request = request.into_inner();
+        // The prompt is asked about again, and it may be long.
+        Ok(Response::new(apart(move || outcome::report(&service, request)).await?))
+    }
+
+    async fn report_outcomes(
+        &self,
+        request: Request<Streaming<kv::ReportOutcomeRequest>>,
+    ) -> Result<Response<kv::ReportOutcomesResponse>, Status> {
+        Ok(Response::new(outcome::reports(&self.service, request.into_inner()).await?))
     }
 
     async fn get_hash_spec(

@@ -9,6 +9,7 @@ use kvproto::rpc::kv::ingest_service_server::IngestService;
 use tonic::{Request, Response, Status};
 
 use super::convert::{freshness, non_empty, non_zero, or_default_tenant, tier};
+use super::outcome;
 use super::score::apart;
 use crate::publisher::{EngineType, HashAlgo, PublisherSpec, PublisherStatus, Selector};
 use crate::registration::{HashSeed, Registration};
@@ -142,6 +143,8 @@ pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
 /// A publisher and how it is doing, as others read it.
 pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
     let held = service.index.holder_stats(status.holder).unwrap_or_default();
+    let account = service.publishers.account(status.holder);
+    let (tally, distrusted) = account.map(|a| a.tally(now)).unwrap_or_default();
     kv::PublisherStatus {
         spec: Some(write_spec(&status.spec)),
         freshness: Some(freshness(&status.freshness, now)),
@@ -157,6 +160,12 @@ pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Ins
         last_error: status.last_error.clone().unwrap_or_default(),
         observed_block_size: held.block_size,
         suspect_blocks: held.suspect,
+        losses: status.losses,
+        misranked: status.misranked,
+        outcomes: outcome::counts(&tally),
+        too_low_tokens: tally.too_low.tokens,
+        too_high_tokens: tally.too_high.tokens,
+        distrusted_blocks: distrusted as u64,
         events_skipped: status.events_skipped,
         by_tier: Tier::ALL
             .into_iter()

@@ -10,6 +10,7 @@ mod hash_spec;
 mod index;
 mod ingest;
 mod llmd;
+mod outcome;
 mod score;
 mod stream;
 #[cfg(test)]
@@ -114,6 +115,7 @@ pub async fn serve(
         served = server => served.context("serve gRPC"),
         () = grace => Ok(()),
         () = service.expire_routings() => Ok(()),
+        () = service.review_outcomes() => Ok(()),
         () = follow_readiness(&service, &health) => Ok(()),
     }
 }
