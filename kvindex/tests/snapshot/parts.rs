@@ -9,7 +9,7 @@ use kvproto::hash::llmd::{Algo, Llmd, RequestKey};
 use kvproto::{EngineHash, LocalHash, Tier};
 
 use crate::engines::{Engine, Rng};
-use crate::replant::{alike, restore, snapshot};
+use crate::replant::{alike, replant, restore, snapshot};
 use crate::rich::chain;
 
 const FIELDS: StoredFields<'static> = StoredFields {
@@ -339,6 +339,59 @@ fn over_its_bytes_the_index_drops_what_comes_from_a_snapshot_too_and_says_so() {
         known += stats.blocks;
     }
     assert_eq!(s.entries, known);
+    // That some was dropped is known after the next snapshot, too.
+    replant(&new, &ids);
+}
+
+#[test]
+fn what_nobody_takes_is_let_go_like_what_lost_its_last_holder() {
+    let old = Arc::new(Index::new(IndexConfig::default()));
+    let olds = attach(&old, 2);
+    for c in 0..1000 {
+        store(&old, olds[1], None, &chain(1, None, &locals(c, 200)));
+    }
+    let bytes = snapshot(&old, &olds, 1 << 16);
+    for whole in [true, false] {
+        let new = Arc::new(Index::new(IndexConfig::default()));
+        let ids = attach(&new, 2);
+        let bytes = if whole { &bytes[..] } else { &bytes[..bytes.len() - 60] };
+        // The one it is of is not asked for, or the snapshot is not complete.
+        let (fed, _) = feed_all(&new, bytes, &[Some(ids[0]), (!whole).then_some(ids[1])]);
+        fed.unwrap();
+        let s = new.stats();
+        assert_eq!((s.blocks, s.entries), (0, 0), "whole: {whole}");
+        // Of 200,000 blocks as many as are kept without a holder, and tables that do not shrink at once.
+        assert!(s.bytes < 7 << 19, "{s:?}, whole: {whole}");
+    }
+}
+
+/// Odd blocks without a copy go when there are too many, the same as if there had been no snapshot.
+#[test]
+fn what_waits_without_a_copy_goes_in_its_turn() {
+    let index = Arc::new(Index::new(IndexConfig::default()));
+    let pods = attach(&index, 1);
+    let come_and_go = |index: &Index, pod, name: u64| {
+        let mut b = BatchBuilder::new(0.0, None);
+        let after = StoredFields { parent: Some(EngineHash(1)), ..FIELDS };
+        b.hashed(after, &[EngineHash(name)], &[LocalHash(name)]);
+        b.removed(&[EngineHash(name)], Tier::Gpu, 0);
+        // An orphan is counted when it was not known to be one.
+        index.apply(pod, &b.build()).orphans
+    };
+    for name in 100..200 {
+        assert_eq!(come_and_go(&index, pods[0], name), 1);
+        assert_eq!(come_and_go(&index, pods[0], name), 0);
+    }
+    let (new, ids) = replant(&index, &pods);
+    for name in 1000..1000 + (1 << 14) - 150 {
+        for (index, pod) in [(&index, pods[0]), (&new, ids[0])] {
+            assert_eq!(come_and_go(index, pod, name), 1);
+        }
+    }
+    let known = |index: &Index, pod| (100..200).map(|n| come_and_go(index, pod, n)).collect::<Vec<_>>();
+    let (old, new) = (known(&index, pods[0]), known(&new, ids[0]));
+    assert_eq!(old, new);
+    assert!(old.contains(&0) && old.contains(&1), "some are known yet");
 }
 
 #[test]
