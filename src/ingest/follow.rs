@@ -39,6 +39,8 @@ pub trait Sink {
     fn doubt(&mut self);
     /// Forgets what has been in doubt.
     fn drop_doubted(&mut self);
+    /// Notes that what comes from now on is of another engine than what came before.
+    fn begin_life(&mut self) {}
 }
 
 /// What the follower wants of the replay socket.
@@ -341,6 +343,7 @@ impl<S: Sink> Follower<S> {
     pub(super) fn forget(&mut self, why: &str) {
         info!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), "engine restarted, learning anew");
         self.counters.restarts.add(1);
+        self.sink.begin_life();
         if self.rules.hold(Rule::ForgetOnRestart) {
             self.sink.clear();
             self.doubt_until = None;

@@ -21,7 +21,8 @@ use super::message::Message;
 use super::queue::{Queue, QueueLimits};
 use super::socket::Address;
 use super::stats::Counters;
-use crate::publisher::{Freshness, PublisherSpec, PublisherStatus};
+use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus};
+use crate::state::Catalog;
 
 /// Messages that a lane may apply before it is the next one's turn.
 const TURN: usize = 64;
@@ -35,6 +36,10 @@ pub struct Place {
     pub index: Arc<Index>,
     /// Whose place.
     pub holder: HolderId,
+    /// Where lives are counted.
+    pub catalog: Arc<Catalog>,
+    /// By which name.
+    pub key: PublisherKey,
 }
 
 impl Sink for Place {
@@ -52,6 +57,11 @@ impl Sink for Place {
 
     fn drop_doubted(&mut self) {
         self.index.drop_suspects(self.holder);
+    }
+
+    fn begin_life(&mut self) {
+        // Whoever is not kept on disk has only one life there.
+        let _ = self.catalog.begin_life(&self.key);
     }
 }
 

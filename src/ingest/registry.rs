@@ -211,7 +211,12 @@ impl Registry {
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
-        let place = Place { index: Arc::clone(&self.index), holder };
+        let place = Place {
+            index: Arc::clone(&self.index),
+            holder,
+            catalog: Arc::clone(&self.catalog),
+            key: spec.key(),
+        };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 
