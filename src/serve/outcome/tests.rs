@@ -45,6 +45,7 @@ impl Run {
     fn new(capture: Capture, mistakes: &Mistakes) -> Run {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None).unwrap();
+        publishers.begin();
         let limits = Limits { outcome_review: Duration::from_millis(1), ..Limits::default() };
         let service = Service::new(index, publishers, limits, TierWeights::default());
         let engines = capture.engines();
