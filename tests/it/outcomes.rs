@@ -58,12 +58,12 @@ fn the_doctor_finds_nothing_while_all_is_well_and_says_what_is_not() {
     assert_eq!(doctor(&kvd), (Some(0), vec![]));
 
     // A scheduler that leaves out the token that begins a sequence.
-    for n in 0..16 {
+    for n in 0..24 {
         let outcome = scored_and_reported(format!("bad-{n}"), &tokens[1..]);
         assert_eq!(outcome.verdict, Verdict::UnderReview);
     }
     kvd.wait("the reports to be judged", || {
-        kvd.publisher(&e.instance).is_some_and(|p| p["outcomes"]["too_low"] == 16)
+        kvd.publisher(&e.instance).is_some_and(|p| p["outcomes"]["too_low"] == 24)
     });
     assert_eq!(doctor(&kvd), (Some(1), vec!["token_mismatch".to_owned()]));
 }
