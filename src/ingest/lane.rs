@@ -44,6 +44,10 @@ pub struct Place {
     pub key: PublisherKey,
     /// What is also told what happens, after the index.
     pub account: Arc<Account>,
+    /// Where lives are counted.
+    pub catalog: Arc<Catalog>,
+    /// By which name.
+    pub key: PublisherKey,
     /// Who wants to know what is held as of a batch that is still to come.
     pub probe: Option<Probe>,
 }

@@ -35,7 +35,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// Opens the catalog in `directory`, both made where they are not there. A damaged one is set
-    /// aside, and registrations of an earlier version are taken over, once.
+    /// aside and what can be read of it taken over; so are, once, registrations of an earlier version.
     ///
     /// # Errors
     /// If the directory is in use, cannot be written, or its catalog is of a later version.

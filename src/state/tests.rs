@@ -201,7 +201,7 @@ fn rows_that_no_version_writes_are_damage() {
 }
 
 /// Whatever happens to a file of the catalog, kvd starts: with what was acknowledged at some time, or
-/// with an empty catalog, and then says so.
+/// with what can be read of it, and then says so.
 #[test]
 fn damage_is_noticed_and_set_aside() {
     let whole = tempfile::tempdir().unwrap();
@@ -218,7 +218,7 @@ fn damage_is_noticed_and_set_aside() {
     }
     let files: Vec<_> =
         fs::read_dir(whole.path().join("catalog")).unwrap().map(|f| f.unwrap().file_name()).collect();
-    let mut damaged = 0;
+    let (mut damaged, mut salvaged) = (0, 0);
     for file in files.iter().filter(|f| *f != "LOCK") {
         let bytes = fs::read(whole.path().join("catalog").join(file)).unwrap();
         let middle = bytes.len() / 2;
@@ -238,15 +238,36 @@ fn damage_is_noticed_and_set_aside() {
             let what = format!("{file:?} with {:?} of {} bytes", change.as_ref().map(Vec::len), bytes.len());
             let catalog = Catalog::open(dir.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
             let got = catalog.publishers();
-            assert!(history.contains(&got), "{what}: {got:?}");
-            if let Some(aside) = catalog.set_aside() {
-                damaged += 1;
-                assert!(got.is_empty() && aside.join("CURRENT").parent().unwrap().is_dir(), "{what}");
+            match catalog.set_aside() {
+                Some(aside) => {
+                    damaged += 1;
+                    salvaged += got.len();
+                    assert!(aside.is_dir(), "{what}");
+                    assert!(got.iter().all(|s| history[4].contains(s)), "{what}: {got:?}");
+                }
+                None => assert!(history.contains(&got), "{what}: {got:?}"),
             }
             catalog.keep_publishers(&[spec("e")]).unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }
     assert!(damaged > 10, "only {damaged} were noticed");
+    // Of four publishers each.
+    assert!(salvaged >= 2 * damaged, "{salvaged} publishers of {damaged} damaged catalogs");
+}
+
+#[test]
+fn what_is_left_of_a_damaged_catalog_goes_on_under_new_lives() {
+    let (a, b) = (spec("a"), spec("b"));
+    let mut contents = Contents { incarnation: 7, ..Contents::default() };
+    contents.register(&[a.clone(), b.clone()]);
+    contents.snapshots.insert("1".into(), snapshot(1, &a, 4, 9));
+    let mut rows = format::rows(&contents);
+    rows.remove(b"m/format".as_slice());
+    rows.insert(b"s/2".to_vec(), vec![0xc1]);
+    let left = format::salvage(&rows);
+    assert_eq!((left.incarnation, left.snapshots.len()), (7, 1));
+    assert!(left.publishers.values().all(|p| p.life == 5), "{left:?}");
+    assert_eq!(left.cursor(&a.key()), None);
 }
 
 #[test]
@@ -254,12 +275,12 @@ fn the_last_three_damaged_catalogs_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     for n in 1..=5 {
         drop(Catalog::open(dir.path()).unwrap());
-        let current = dir.path().join("catalog/CURRENT");
-        fs::write(&current, format!("damage {n}")).unwrap();
+        fs::write(dir.path().join("catalog/CURRENT"), "damage").unwrap();
+        fs::write(dir.path().join("catalog/note"), format!("damage {n}")).unwrap();
     }
     let catalog = Catalog::open(dir.path()).unwrap();
     assert_eq!(catalog.set_aside(), Some(dir.path().join("catalog.damaged-1").as_path()));
-    let kept = |n: u32| fs::read_to_string(dir.path().join(format!("catalog.damaged-{n}/CURRENT")));
+    let kept = |n: u32| fs::read_to_string(dir.path().join(format!("catalog.damaged-{n}/note")));
     let all: Vec<_> = (1..=4).map(|n| kept(n).unwrap_or_default()).collect();
     assert_eq!(all, ["damage 5", "damage 4", "damage 3", ""]);
 }
