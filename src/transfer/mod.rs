@@ -1,0 +1,7 @@
+//! Which KV blocks move between pods, and what has become of it?
+//!
+//! [`types`] are the values that planner, ledger and transports share; [`plans`] is what the
+//! service asks of a planner.
+
+pub mod plans;
+pub mod types;
