@@ -48,6 +48,8 @@ pub struct News {
     pub notice: Notice,
     /// Of which transfer, as it is now.
     pub record: Arc<Record>,
+    /// As it was before; `None` for a new one.
+    pub before: Option<Arc<Record>>,
     /// When.
     pub at: Millis,
 }
@@ -265,10 +267,12 @@ impl Book {
                     self.reservations.take(&before);
                     fits?;
                 }
+                let before = Arc::clone(record);
                 let record = self.replace(after, out);
                 out.news.extend(notices.into_iter().map(|notice| News {
                     notice,
                     record: Arc::clone(&record),
+                    before: Some(Arc::clone(&before)),
                     at: now,
                 }));
                 out.unstranded.extend(unstranded);
@@ -315,7 +319,7 @@ impl Book {
         if durable(&record) {
             out.writes.push(Write::Put(Arc::clone(&record)));
         }
-        out.news.push(News { notice: Notice::State, record: Arc::clone(&record), at: now });
+        out.news.push(News { notice: Notice::State, record: Arc::clone(&record), before: None, at: now });
         while self.over.len() > self.bounds.over
             && let Some(&(_, id)) = self.over.first()
         {
