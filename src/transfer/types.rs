@@ -389,8 +389,12 @@ pub enum Lesson {
     Prefilled {
         /// The pod.
         pod: Endpoint,
+        /// Of which model the tokens are.
+        model: Arc<str>,
         /// Tokens computed.
         tokens: u64,
+        /// Tokens before them that were there: attending to them takes time as well.
+        cached: u64,
         /// Time it took.
         took: Duration,
     },
