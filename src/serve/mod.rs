@@ -8,7 +8,7 @@
 //!
 //! [`ask`] holds what both transports share: a question is checked (see [`check`]),
 //! candidates and freshness are joined to the scores. [`grpc`] and [`http`] only
-//! translate. [`routing`] keeps what schedulers announced and when that ends.
+//! translate. [`transfer`] does the same for transfers. [`routing`] keeps what schedulers announced and when that ends.
 
 pub mod ask;
 pub mod check;
@@ -20,6 +20,7 @@ pub mod prompt;
 pub mod routing;
 pub mod score_tokens;
 pub mod status;
+pub mod transfer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ pub use counters::{Counters, Histogram};
 use crate::ingest::Publishers;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
+use transfer::Transfers;
 
 /// The tenant of requests and registrations that name none.
 pub const DEFAULT_TENANT: &str = "default";
@@ -55,6 +57,8 @@ pub struct Service {
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// Who coordinates transfers; `None` = nobody does.
+    pub(crate) transfers: Option<Arc<Transfers>>,
     ready: watch::Sender<bool>,
 }
 
@@ -119,6 +123,7 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            transfers: None,
             ready: watch::Sender::new(false),
         }
     }

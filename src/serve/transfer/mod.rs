@@ -265,3 +265,20 @@ impl Service {
         self.transfers.as_ref().ok_or(TransferError::Off)
     }
 }
+
+/// Prompts of more tokens are worked on by a thread of their own.
+const LONG_PROMPT: usize = 32_768;
+
+/// Runs `work` on a prompt of `length` tokens or hashes: here if that is short.
+async fn here_or_apart<T: Send + 'static>(
+    length: usize,
+    work: impl FnOnce() -> Result<T, TransferError> + Send + 'static,
+) -> Result<T, TransferError> {
+    if length <= LONG_PROMPT {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(gone) => Err(TransferError::Forwarded(tonic::Status::internal(gone.to_string()))),
+    }
+}

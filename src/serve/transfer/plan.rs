@@ -10,18 +10,19 @@ use kvproto::rpc::kv;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::holdings::Asked;
+use super::holdings::Without;
 use super::pods::{self, Described};
-use super::prompts::Kept;
-use super::{TransferError, Transfers, convert};
+use super::prompts::{Kept, Source};
+use super::{TransferError, Transfers, convert, here_or_apart};
 use crate::serve::check::at_most;
 use crate::serve::grpc::convert::{Asking, or_default_tenant};
 use crate::serve::prompt::{OwnedPrompt, PromptKey};
 use crate::serve::{AskError, Service};
+use crate::transfer::ledger::store::commit::Ticket;
 use crate::transfer::ledger::{NotPlanned, Record, State, TransferId};
 use crate::transfer::plans::Brief;
 use crate::transfer::types::{
-    Choice, Connector, Constraints, Decision, Endpoint, Load, Plan, Purpose, Reason, Wire,
+    Choice, Connector, Constraints, Decision, Endpoint, LegKind, Load, Plan, Purpose, Reason, Wire,
 };
 
 /// How often a plan is made anew because others took what it wanted.
@@ -59,10 +60,8 @@ impl PlanAsk {
         }
         service.check_text("model", &request.model)?;
         let purpose = convert::read_purpose(request.purpose)?;
-        let decode = (!request.decode_instance_id.is_empty()).then(|| Endpoint {
-            instance: request.decode_instance_id.into(),
-            rank: request.decode_dp_rank,
-        });
+        let decode = (!request.decode_instance_id.is_empty())
+            .then(|| Endpoint { instance: request.decode_instance_id.into(), rank: request.decode_dp_rank });
         if decode.is_none() && purpose != Purpose::PrefillDecode {
             return Err(AskError::invalid("decode_instance_id", "a pull needs the pod that pulls"));
         }
@@ -72,7 +71,7 @@ impl PlanAsk {
             .ok()
             .filter(|n| *n as usize <= service.limits.max_tokens)
             .ok_or_else(|| AskError::invalid("prompt_tokens", "is over the limit of tokens"))?;
-        let mut pods = Vec::with_capacity(request.pods.len());
+        let mut pods: Vec<(Endpoint, Described, Load)> = Vec::with_capacity(request.pods.len());
         for pod in request.pods {
             let load = pod.load.unwrap_or_default();
             let load = Load {
@@ -92,8 +91,7 @@ impl PlanAsk {
             pods.push((decode.clone(), Described::default(), Load::default()));
         }
         let tenant = or_default_tenant(request.tenant_id);
-        let asking =
-            Asking::new(service, tenant, request.model.clone(), request.prompt, request.block_size)?;
+        let asking = Asking::new(service, tenant, request.model.clone(), request.prompt, request.block_size)?;
         let mut ask = PlanAsk {
             request_id: request.request_id.into(),
             purpose,
@@ -190,7 +188,7 @@ impl Service {
             let ask = Arc::clone(&ask);
             move || service.planned(&ask)
         };
-        let (planned, ticket) = super::super::grpc::score::here_or_apart(length, work).await??;
+        let (planned, ticket) = here_or_apart(length, work).await?;
         if transfers.config.sync_plans || planned.repeated {
             transfers.written(ticket).await?;
         }
@@ -216,14 +214,11 @@ impl Service {
         let service = Arc::clone(self);
         let length = ask.prompt.key.len();
         let work = move || service.estimated(&ask);
-        super::super::grpc::score::here_or_apart(length, work).await?
+        here_or_apart(length, work).await
     }
 
     fn estimated(&self, ask: &PlanAsk) -> Result<kv::EstimateTransferResponse, TransferError> {
-        let transfers = self.transfers()?;
-        let asked = self.holdings(ask)?;
-        let plan = transfers.plans.plan(&transfers.question(ask, &asked, &[]));
-        let artefacts = transfers.artefacts(ask, &plan.choice, None, 0);
+        let (plan, artefacts) = self.considered(ask)?;
         Ok(kv::EstimateTransferResponse {
             choice: Some(convert::choice(&plan.choice)),
             reason: convert::reason_name(plan.reason),
@@ -234,19 +229,26 @@ impl Service {
         })
     }
 
-    fn planned(
-        &self,
-        ask: &Arc<PlanAsk>,
-    ) -> Result<(Planned, crate::transfer::ledger::store::commit::Ticket), TransferError> {
+    /// A plan that is not taken in, and its artefacts.
+    pub(super) fn considered(&self, ask: &PlanAsk) -> Result<(Plan, kv::TransferArtefacts), TransferError> {
         let transfers = self.transfers()?;
-        if let (Some(repeated), ticket) = transfers.change(|book, _| {
-            book.find(&ask.request_id, ask.purpose).map(Arc::clone)
-        }) {
+        let asked = self.holdings(ask)?;
+        let plan = transfers.plans.plan(&transfers.question(ask, &asked, &Without::default()));
+        let source = asked.source(&plan.choice);
+        let artefacts = transfers.artefacts(ask, &plan.choice, None, 0, source.as_ref());
+        Ok((plan, artefacts))
+    }
+
+    fn planned(&self, ask: &Arc<PlanAsk>) -> Result<(Planned, Ticket), TransferError> {
+        let transfers = self.transfers()?;
+        if let (Some(repeated), ticket) =
+            transfers.change(|book, _| book.find(&ask.request_id, ask.purpose).map(Arc::clone))
+        {
             return Ok((transfers.repeated(&repeated, ask)?, ticket));
         }
         let asked = self.holdings(ask)?;
         for _ in 0..TRIES {
-            let plan = transfers.plans.plan(&transfers.question(ask, &asked, &[]));
+            let plan = transfers.plans.plan(&transfers.question(ask, &asked, &Without::default()));
             if plan.choice.decision == Decision::Busy {
                 return Ok((Planned { record: None, plan, repeated: false }, Default::default()));
             }
@@ -254,7 +256,7 @@ impl Service {
             let id = record.id;
             let now = transfers.now();
             // Before the plan is known to anyone, so that nothing that happens to it is missed.
-            let kept = Kept { ask: Arc::clone(ask), source: asked.source(&plan.choice) };
+            let kept = Kept { ask: Arc::clone(ask), source: asked.source(&plan.choice), looked: false };
             if record.live() {
                 transfers.prompts.lock().keep(id, kept);
             }
@@ -283,7 +285,8 @@ impl Service {
             prefill_tokens: 0,
             estimate: Default::default(),
         };
-        let explanation = format!("others took what {TRIES} plans in a row needed, before they were reserved");
+        let explanation =
+            format!("others took what {TRIES} plans in a row needed, before they were reserved");
         let plan = Plan { choice, reason: Reason::Busy, explanation, alternatives: vec![] };
         Ok((Planned { record: None, plan, repeated: false }, Default::default()))
     }
@@ -291,7 +294,7 @@ impl Service {
 
 impl Transfers {
     /// A plan as the book keeps it.
-    fn record(&self, ask: &PlanAsk, plan: &Plan) -> Record {
+    pub(super) fn record(&self, ask: &PlanAsk, plan: &Plan) -> Record {
         let now = self.now();
         let timers = &self.config.timers;
         let moves = !plan.choice.legs.is_empty();
@@ -343,7 +346,7 @@ impl Transfers {
         Ok(Planned { record: Some(Arc::clone(record)), plan, repeated: true })
     }
 
-    fn answer(&self, planned: &Planned, ask: &PlanAsk) -> kv::PlanTransferResponse {
+    pub(super) fn answer(&self, planned: &Planned, ask: &PlanAsk) -> kv::PlanTransferResponse {
         let Planned { record, plan, repeated } = planned;
         let transfer = match record {
             Some(record) => convert::transfer(record, self.now()),
@@ -355,13 +358,14 @@ impl Transfers {
             },
         };
         let (id, attempt) = record.as_ref().map_or((None, 0), |r| (Some(r.id), r.attempt));
+        let source = id.and_then(|id| self.prompts.lock().get(id)?.source);
         let token = record.as_ref().filter(|r| !r.choice.legs.is_empty()).map(|r| self.token(r));
         kv::PlanTransferResponse {
             transfer: Some(transfer),
             reason: convert::reason_name(plan.reason),
             explanation: plan.explanation.clone(),
             alternatives: plan.alternatives.iter().map(convert::choice).collect(),
-            artefacts: Some(self.artefacts(ask, &plan.choice, id, attempt)),
+            artefacts: Some(self.artefacts(ask, &plan.choice, id, attempt, source.as_ref())),
             plan_token: token.unwrap_or_default(),
             repeated: *repeated,
         }
@@ -374,7 +378,9 @@ impl Transfers {
         choice: &Choice,
         id: Option<TransferId>,
         attempt: u32,
+        source: Option<&Source>,
     ) -> kv::TransferArtefacts {
+        let hashes = pull_hashes(ask, choice, source);
         let id = id.map(|id| id.to_string()).unwrap_or_default();
         let wire = |pod: &Endpoint| self.wire(pod, &ask.pods);
         let brief = Brief {
@@ -384,7 +390,7 @@ impl Transfers {
             attempt,
             request_id: &ask.request_id,
             wire: &wire,
-            pull_hashes: pull_hashes(ask, choice),
+            pull_hashes: &hashes,
             prefill_answer: None,
             pass_through: &ask.pass_through,
         };
@@ -402,10 +408,16 @@ impl Transfers {
 }
 
 /// The engine's names of the blocks to pull, where the prompt was given by them.
-fn pull_hashes<'a>(ask: &'a PlanAsk, choice: &Choice) -> &'a [u64] {
-    use crate::transfer::types::LegKind;
-    let PromptKey::Engine(hashes) = &ask.prompt.key else { return &[] };
-    let Some(leg) = choice.legs.iter().find(|l| l.kind == LegKind::Pull) else { return &[] };
-    let _ = (hashes, leg);
-    &[]
+fn pull_hashes(ask: &PlanAsk, choice: &Choice, source: Option<&Source>) -> Vec<u64> {
+    let leg = choice.legs.iter().find(|l| l.kind == LegKind::Pull);
+    match (&ask.prompt.key, ask.prompt.block_size, leg, source) {
+        (PromptKey::Engine(hashes), Some(size), Some(leg), Some(source)) => {
+            let end = (source.tokens / size) as usize;
+            let start = (source.tokens.saturating_sub(leg.tokens) / size) as usize;
+            hashes.get(start..end.min(hashes.len())).unwrap_or_default().iter().map(|h| h.0).collect()
+        }
+        (PromptKey::Engine(_) | PromptKey::Tokens(_) | PromptKey::Canonical(_) | PromptKey::Llmd(_), ..) => {
+            vec![]
+        }
+    }
 }

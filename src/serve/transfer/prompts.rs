@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use kvproto::Tier;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::plan::PlanAsk;
 use crate::transfer::ledger::TransferId;
@@ -24,6 +24,8 @@ pub(super) struct Prompts {
 pub(super) struct Kept {
     pub ask: Arc<PlanAsk>,
     pub source: Option<Source>,
+    /// Whether the index was asked about the source since it was kept.
+    pub looked: bool,
 }
 
 /// What a plan wants to read, before anything is computed.
@@ -60,9 +62,16 @@ impl Prompts {
         }
     }
 
-    /// Transfers that want to read from somewhere, and what.
-    pub fn sources(&self) -> Vec<(TransferId, Arc<PlanAsk>, Source)> {
-        let each = self.kept.iter();
-        each.filter_map(|(id, k)| Some((*id, Arc::clone(&k.ask), k.source.clone()?))).collect()
+    /// Transfers that want to read from pods that `moved`, or were not looked after yet.
+    pub fn to_look_after(&mut self, moved: &FxHashSet<Endpoint>) -> Vec<(TransferId, Arc<PlanAsk>, Source)> {
+        let mut found = vec![];
+        for (id, kept) in &mut self.kept {
+            let Some(source) = &kept.source else { continue };
+            if !kept.looked || moved.contains(&source.from) {
+                kept.looked = true;
+                found.push((*id, Arc::clone(&kept.ask), source.clone()));
+            }
+        }
+        found
     }
 }

@@ -199,6 +199,30 @@ impl Book {
         Ok(self.insert(record, now, out))
     }
 
+    /// Takes a new transfer in for the request of `old`, which is over. The key is the new one's from
+    /// now on.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan); [`NotPlanned::Exists`] where `old` is not over.
+    pub fn plan_after(
+        &mut self,
+        old: TransferId,
+        record: Record,
+        now: Millis,
+        out: &mut Outbox,
+    ) -> Result<Arc<Record>, NotPlanned> {
+        let key = (Arc::clone(&record.request_id), record.purpose);
+        let held = self.by_key.get(&key) == Some(&old) && self.get(old).is_some_and(|r| !r.live());
+        if held {
+            self.by_key.remove(&key);
+        }
+        let planned = self.plan(record, now, out);
+        if held && planned.is_err() {
+            self.by_key.insert(key, old);
+        }
+        planned
+    }
+
     /// Takes over a transfer that another process began, whatever the limits say: what it
     /// takes up is taken up already.
     pub fn adopt(&mut self, record: Record, epoch: u64, now: Millis, out: &mut Outbox) -> Arc<Record> {

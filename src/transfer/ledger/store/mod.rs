@@ -51,6 +51,9 @@ pub enum StoreError {
         /// The newest this kvd knows.
         known: u64,
     },
+    /// The system gives no thread to write from.
+    #[error("ledger of transfers: start a thread: {0}")]
+    Thread(std::io::Error),
     /// It was closed, as a crash does.
     #[error("ledger of transfers: closed")]
     Closed,
