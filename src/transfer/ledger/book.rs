@@ -109,7 +109,7 @@ pub enum NotApplied {
 }
 
 /// Every transfer that is known.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Book {
     timers: Timers,
     bounds: Bounds,

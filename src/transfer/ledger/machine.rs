@@ -180,7 +180,11 @@ impl Next<'_> {
             Event::Done if live => self.end(State::Done, None),
             Event::Failed(cause) if live => self.end(State::Failed, Some(cause)),
             Event::Cancelled(cause) if live => self.end(State::Cancelled, Some(cause)),
-            Event::Superseded if live => self.end(State::Superseded, Some(Cause::Superseded)),
+            Event::Superseded if live => {
+                // The new owner asks how far it was.
+                self.record.superseded_in = Some(self.record.state);
+                self.end(State::Superseded, Some(Cause::Superseded));
+            }
             Event::Replanned(replan) if live => self.replan(*replan),
             Event::Renewed { lease } if live => self.renew(lease),
             Event::Stale(cause) if live => self.stale(cause),
@@ -292,16 +296,28 @@ impl Next<'_> {
         self.enter(state);
     }
 
-    fn inherit(&mut self, before: Record) {
+    fn inherit(&mut self, mut before: Record) {
+        if let Some(state) = before.superseded_in.take() {
+            before.state = state;
+            before.cause = None;
+            before.deadline =
+                self.timers.deadline(state, &before.choice, before.lease_ends, before.changed_at);
+        }
         if before.attempt < self.record.attempt || before.state == State::Superseded {
             return;
         }
-        let ahead = before.attempt > self.record.attempt || rank(before.state) > rank(self.record.state);
-        let Record { epoch, recovered, .. } = self.record;
-        if ahead {
-            self.record = Record { epoch, recovered, ..before };
+        let newer = before.attempt > self.record.attempt;
+        let Record { epoch, recovered, overall, .. } = self.record;
+        if newer || rank(before.state) > rank(self.record.state) {
+            // Prefill may have been reported to either of the two.
+            let (done, lease_ends) = (self.record.prefill_done, self.record.lease_ends);
+            self.record = Record { epoch, recovered, overall, ..before };
+            if done && !newer {
+                self.record.prefill_done = true;
+                self.record.lease_ends = self.record.lease_ends.max(lease_ends);
+            }
             self.notices.push(Notice::State);
-        } else if before.prefill_done && !self.record.prefill_done {
+        } else if before.prefill_done && !newer && !self.record.prefill_done {
             self.record.prefill_done = true;
             self.record.lease_ends = before.lease_ends;
         }

@@ -13,6 +13,8 @@ pub mod machine;
 pub mod record;
 pub mod reserve;
 pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod timers;
 
 pub use book::{Book, Bounds, News, NotApplied, NotPlanned, Outbox, Write};

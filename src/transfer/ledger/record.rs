@@ -135,6 +135,8 @@ pub struct Record {
     pub alternatives: Vec<Choice>,
     /// Where it stands.
     pub state: State,
+    /// Where it stood when another replica took it over.
+    pub superseded_in: Option<State>,
     /// Which plan this is, from 1. Fences callers.
     pub attempt: u32,
     /// Which owner this is. Fences owners: replicas and their lives.
