@@ -1,6 +1,7 @@
 //! The real binaries on free ports, fed with recorded engine streams through real sockets.
 
 mod captures;
+mod catalog;
 mod forms;
 mod grpc;
 mod hostile;

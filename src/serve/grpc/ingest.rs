@@ -145,7 +145,8 @@ fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
     }
 }
 
-fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
+/// A publisher and how it is doing, as others read it.
+pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
     let held = service.index.holder_stats(status.holder).unwrap_or_default();
     kv::PublisherStatus {
         spec: Some(write_spec(&status.spec)),
@@ -161,6 +162,7 @@ fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv
         queued: status.queued,
         last_error: status.last_error.clone().unwrap_or_default(),
         observed_block_size: held.block_size,
+        suspect_blocks: held.suspect,
         events_skipped: status.events_skipped,
         by_tier: Tier::ALL
             .into_iter()
