@@ -167,13 +167,17 @@ fn read_replicas(replica: Option<String>, replicas: Vec<String>) -> Result<Repli
     if replicas.is_empty() {
         return match replica {
             None => Ok(Replicas::default()),
-            Some(replica) => Err(invalid("transfers.replica", replica, "is given without transfers.replicas")),
+            Some(replica) => {
+                Err(invalid("transfers.replica", replica, "is given without transfers.replicas"))
+            }
         };
     }
     let me = replica.unwrap_or_default();
     let count = replicas.len();
     Replicas::new(replicas, &me).ok_or_else(|| {
-        let why = format!("is to be one of the {count} in transfers.replicas, of which there may be {MAX_REPLICAS}");
+        let why = format!(
+            "is to be one of the {count} in transfers.replicas, of which there may be {MAX_REPLICAS}"
+        );
         invalid("transfers.replica", me, why)
     })
 }

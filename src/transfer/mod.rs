@@ -16,6 +16,7 @@ pub mod artefacts;
 pub mod clock;
 pub mod cost;
 pub mod home;
+pub mod key;
 pub mod learned;
 pub mod ledger;
 pub mod plan;

@@ -97,7 +97,8 @@ async fn list(State(http): State<Arc<Http>>, params: Params<Listed>) -> Answer {
     let Listed { state, instance_id, model, limit, page_token } = read(params)?;
     let state = state.map(|name| {
         let full = format!("TRANSFER_STATE_{}", name.to_ascii_uppercase());
-        kv::TransferState::from_str_name(&full).ok_or_else(|| Refusal::bad("state", format!("{name:?} is none")))
+        kv::TransferState::from_str_name(&full)
+            .ok_or_else(|| Refusal::bad("state", format!("{name:?} is none")))
     });
     answer(http.service.list_transfers(kv::ListTransfersRequest {
         states: state.transpose()?.map(i32::from).into_iter().collect(),

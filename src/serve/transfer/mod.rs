@@ -15,6 +15,7 @@
 mod adopt;
 mod convert;
 mod error;
+pub(crate) mod export;
 mod follow;
 mod forward;
 mod holdings;

@@ -72,15 +72,7 @@ impl World {
         let empty = Replica { book: book(), disk: None, unanswered: false, told: None };
         let mut home = empty.clone();
         home.book.plan(first.clone(), NOW, &mut Outbox::default()).unwrap();
-        World {
-            replicas: [home, empty],
-            newest: first.clone(),
-            first,
-            now: NOW,
-            reports,
-            crashes,
-            ticks,
-        }
+        World { replicas: [home, empty], newest: first.clone(), first, now: NOW, reports, crashes, ticks }
     }
 
     fn id(&self) -> TransferId {
