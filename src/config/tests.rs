@@ -40,11 +40,13 @@ fn the_example_file_names_every_key_there_is() {
         limits,
         weights,
         ingest,
+        transfers,
         publisher,
         listen,
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
     assert!(warmup_timeout.is_some());
+    assert!(transfers.names_every_key());
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
     assert!(matches!(

@@ -144,6 +144,52 @@ impl TransfersTable {
     }
 }
 
+#[cfg(test)]
+impl TransfersTable {
+    /// Whether each key is set; one that is added must be asked for here.
+    pub(super) fn names_every_key(&self) -> bool {
+        let complete = matches!(
+            self,
+            TransfersTable {
+                enabled: Some(_),
+                sync_plans: Some(_),
+                key_file: Some(_),
+                replica: Some(_),
+                replicas: _,
+                forward_timeout: Some(_),
+                max_live: Some(_),
+                max_over: Some(_),
+                prompt_memory: Some(_),
+                planned: Some(_),
+                prefilling: Some(_),
+                ready: Some(_),
+                pulling: Some(_),
+                overall: Some(_),
+                guard: Some(_),
+                kept: Some(_),
+                attempts: Some(_),
+                nixl_lease: Some(_),
+                transfers_per_source: Some(_),
+                transfers_per_destination: Some(_),
+                bytes_per_link: Some(_),
+                pinned_bytes_per_pod: Some(_),
+                prefills_per_pod: Some(_),
+                model: _,
+            }
+        );
+        let models = &self.model[..];
+        complete
+            && !self.replicas.is_empty()
+            && matches!(
+                models,
+                [
+                    ModelTable { config: Some(_), cache_bytes: Some(_), .. },
+                    ModelTable { bytes_per_token: Some(_), .. }
+                ]
+            )
+    }
+}
+
 fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let key = std::fs::read(path)
         .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?
@@ -201,4 +247,61 @@ fn read_model(table: ModelTable) -> Result<(String, Geometry), ConfigError> {
         }
     };
     Ok((name, geometry))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apply(text: &str) -> Result<Transfers, String> {
+        let table: TransfersTable = toml::from_str(text).map_err(|e| e.to_string())?;
+        let mut to = Transfers::default();
+        table.apply(&mut to).map_err(|e| e.to_string())?;
+        Ok(to)
+    }
+
+    #[test]
+    fn replicas_need_a_key_that_they_share() {
+        let two = "replica = \"http://a:1\"\nreplicas = [\"http://a:1\", \"http://b:1\"]\n";
+        assert!(apply(two).unwrap_err().starts_with("transfers.key_file"));
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        let with_key = format!("{two}key_file = {key:?}\n");
+        assert!(apply(&with_key).unwrap_err().contains("key"), "there is no such file");
+        std::fs::write(&key, "short").unwrap();
+        assert!(apply(&with_key).unwrap_err().contains("at least 16"));
+        std::fs::write(&key, "a key that is long enough\n").unwrap();
+        let set = apply(&with_key).unwrap();
+        assert_eq!((set.config.replicas.len(), set.config.replicas.me()), (2, 0));
+        assert_eq!(set.key.unwrap(), b"a key that is long enough");
+    }
+
+    #[test]
+    fn a_replica_that_is_none_is_named() {
+        for (text, wrong) in [
+            ("replica = \"http://a:1\"", "transfers.replica"),
+            ("replica = \"http://c:1\"\nreplicas = [\"http://a:1\"]", "transfers.replica"),
+            ("replicas = [\"a:1\"]", "transfers.replicas"),
+            ("replicas = [\"http://\"]", "transfers.replicas"),
+        ] {
+            let error = apply(text).unwrap_err();
+            assert!(error.starts_with(wrong), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_model_says_how_large_its_cache_is_in_one_way() {
+        let one = apply("[[model]]\nname = \"m\"\nbytes_per_token = 131072").unwrap();
+        assert_eq!(one.models[0].1.bytes(0, 10), 1_310_720);
+        for text in [
+            "[[model]]\nname = \"m\"",
+            "[[model]]\nname = \"m\"\nbytes_per_token = 0",
+            "[[model]]\nname = \"m\"\nbytes_per_token = 1\nconfig = \"x\"",
+            "[[model]]\nbytes_per_token = 1",
+        ] {
+            assert!(apply(text).is_err(), "{text}");
+        }
+        let twice = "[[model]]\nname = \"m\"\nbytes_per_token = 1\n".repeat(2);
+        assert!(apply(&twice).unwrap_err().contains("twice"));
+    }
 }

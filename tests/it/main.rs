@@ -8,3 +8,4 @@ mod hostile;
 mod recovery;
 mod shapes;
 mod support;
+mod transfers;
