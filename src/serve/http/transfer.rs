@@ -138,14 +138,19 @@ async fn watch(State(http): State<Arc<Http>>, params: Params<Watched>) -> Answer
     };
     let mut watcher = http.service.watch_transfers(request).map_err(refuse)?;
     let (lines, stream) = tokio::sync::mpsc::channel::<Bytes>(16);
-    let mut stopping = http.service.readiness();
+    let mut readiness = http.service.readiness();
     tokio::spawn(async move {
+        // A stream without end must not hold up the end of the process. That is not ready, but
+        // neither is its beginning.
+        let mut stopping = std::pin::pin!(async {
+            let _ = readiness.wait_for(|ready| *ready).await;
+            let _ = readiness.wait_for(|ready| !ready).await;
+        });
         loop {
             let event = tokio::select! {
                 event = watcher.next() => event,
                 () = lines.closed() => None,
-                // A stream without end must not hold up the end of the process.
-                _ = stopping.wait_for(|ready| !ready) => None,
+                () = &mut stopping => None,
             };
             let Some(event) = event else { return };
             let mut line = serde_json::to_vec(&event).expect("messages have string keys");

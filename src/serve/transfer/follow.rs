@@ -47,8 +47,10 @@ impl Service {
         let mut followed = Instant::now();
         loop {
             let (due, live) = transfers.book(|b| (b.next_due(), b.live() > 0));
-            let every = transfers.config.follow_every;
-            let mut pause = if live { every.saturating_sub(followed.elapsed()) } else { LONGEST };
+            // Pods are looked at while nothing is under way, too: who begins anew then has to shake
+            // hands again, and a plan made later is not to be blamed for what was before it.
+            let every = if live { transfers.config.follow_every } else { LONGEST };
+            let mut pause = every.saturating_sub(followed.elapsed());
             if let Some(due) = due {
                 pause = pause.min(transfers.clock.until(due));
             }
@@ -58,7 +60,7 @@ impl Service {
             }
             let now = transfers.now();
             transfers.change(|book, out| book.tick(now, out));
-            if live && followed.elapsed() >= every {
+            if followed.elapsed() >= every {
                 followed = Instant::now();
                 self.follow_pods(transfers);
             }

@@ -314,7 +314,7 @@ impl Transfers {
             explanation: plan.explanation.as_str().into(),
             alternatives: plan.alternatives.clone(),
             state,
-            superseded_in: None,
+            ended_in: None,
             attempt: 1,
             epoch: self.config.replicas.next_epoch(0),
             planned_at: now,

@@ -180,11 +180,7 @@ impl Next<'_> {
             Event::Done if live => self.end(State::Done, None),
             Event::Failed(cause) if live => self.end(State::Failed, Some(cause)),
             Event::Cancelled(cause) if live => self.end(State::Cancelled, Some(cause)),
-            Event::Superseded if live => {
-                // The new owner asks how far it was.
-                self.record.superseded_in = Some(self.record.state);
-                self.end(State::Superseded, Some(Cause::Superseded));
-            }
+            Event::Superseded if live => self.end(State::Superseded, Some(Cause::Superseded)),
             Event::Replanned(replan) if live => self.replan(*replan),
             Event::Renewed { lease } if live => self.renew(lease),
             Event::Stale(cause) if live => self.stale(cause),
@@ -297,11 +293,12 @@ impl Next<'_> {
     }
 
     fn inherit(&mut self, mut before: Record) {
-        if let Some(state) = before.superseded_in.take() {
+        let state = before.came_to();
+        if state != before.state {
             before.state = state;
-            before.cause = None;
-            before.deadline =
-                self.timers.deadline(state, &before.choice, before.lease_ends, before.changed_at);
+            (before.cause, before.ended_in, before.strand) = (None, None, None);
+            let Record { choice, lease_ends, changed_at, .. } = &before;
+            before.deadline = self.timers.deadline(state, choice, *lease_ends, *changed_at);
         }
         if before.attempt < self.record.attempt || before.state == State::Superseded {
             return;
@@ -351,6 +348,7 @@ impl Next<'_> {
 
     fn end(&mut self, state: State, cause: Option<Cause>) {
         let pulled = self.record.state == State::Pulling;
+        self.record.ended_in = Some(self.record.state);
         self.record.cause = cause;
         self.record.deadline = 0;
         self.enter(state);

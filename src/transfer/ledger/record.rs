@@ -135,8 +135,8 @@ pub struct Record {
     pub alternatives: Vec<Choice>,
     /// Where it stands.
     pub state: State,
-    /// Where it stood when another replica took it over.
-    pub superseded_in: Option<State>,
+    /// Where it stood when it ended.
+    pub ended_in: Option<State>,
     /// Which plan this is, from 1. Fences callers.
     pub attempt: u32,
     /// Which owner this is. Fences owners: replicas and their lives.
@@ -184,6 +184,13 @@ impl Record {
     /// Whether it is under way, and so has something reserved.
     pub fn live(&self) -> bool {
         !self.state.terminal()
+    }
+
+    /// How far it was by what callers said: where it ended, if it was only time or another replica
+    /// that ended it.
+    pub fn came_to(&self) -> State {
+        let not_by_word = self.cause.is_some_and(|c| c.by_time() || c == Cause::Superseded);
+        self.ended_in.filter(|_| not_by_word).unwrap_or(self.state)
     }
 
     /// Who keeps its blocks at `now`. Never [`Enforcement::Enforced`]: all tiers that plans read
@@ -305,6 +312,32 @@ impl Cause {
     /// The cause of that name; what kvd has no name for is [`Cause::Other`].
     pub fn from_name(name: &str) -> Cause {
         Cause::ALL.into_iter().find(|c| c.name() == name).unwrap_or(Cause::Other)
+    }
+
+    /// Whether it is only this ledger's clock that says so. Another owner may have heard more.
+    pub fn by_time(self) -> bool {
+        match self {
+            Cause::NeverStarted
+            | Cause::PrefillTooSlow
+            | Cause::NeverPulled
+            | Cause::LeaseExpired
+            | Cause::PullTooSlow
+            | Cause::TooLate => true,
+            Cause::Cancelled
+            | Cause::ClientGone
+            | Cause::SourceGone
+            | Cause::DestinationGone
+            | Cause::SourceRestarted
+            | Cause::DestinationRestarted
+            | Cause::SourceEvicted
+            | Cause::SourceCleared
+            | Cause::Rejected
+            | Cause::PrefillFailed
+            | Cause::LoadFailed
+            | Cause::Incompatible
+            | Cause::Superseded
+            | Cause::Other => false,
+        }
     }
 
     /// Whether the blocks of a finished prefill are gone with it.

@@ -12,16 +12,15 @@ use serde_json::{Value, json};
 use super::engines::Prefiller;
 use crate::support::Kvd;
 
-/// Times of the ledger, ten times as fast, as the engines' are.
+/// Times of the ledger, four times as fast, as the engines' are.
 const TIMERS: &str = r#"
-planned = "500ms"
-prefilling = "3s"
-ready = "200ms"
-pulling = "1s"
-overall = "12s"
-guard = "200ms"
-nixl_lease = "3s"
-forward_timeout = "250ms"
+planned = "1250ms"
+prefilling = "7500ms"
+ready = "500ms"
+pulling = "2500ms"
+overall = "30s"
+guard = "500ms"
+nixl_lease = "7500ms"
 "#;
 
 /// Bytes that a token takes in the model of these tests.

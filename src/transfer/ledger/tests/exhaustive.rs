@@ -50,8 +50,8 @@ type Shape = (State, Option<State>, u32, u64, Millis, Option<Millis>, bool, bool
 
 fn shape(r: &Record) -> Shape {
     let strand = r.strand.is_some();
-    let Record { state, superseded_in, attempt, epoch, deadline, lease_ends, prefill_done, .. } = r;
-    let (s, i) = (*state, *superseded_in);
+    let Record { state, ended_in, attempt, epoch, deadline, lease_ends, prefill_done, .. } = r;
+    let (s, i) = (*state, *ended_in);
     (s, i, *attempt, *epoch, *deadline, *lease_ends, *prefill_done, strand, r.changed_at)
 }
 
@@ -130,9 +130,7 @@ impl World {
         let record = replica.record(id)?.clone();
         replica.disk = Some(record.clone());
         if std::mem::take(&mut replica.unanswered) {
-            if record.state != State::Superseded {
-                replica.told = Some((record.attempt, rank(record.state)));
-            }
+            replica.told = Some((record.attempt, rank(record.came_to())));
             world.newest = record;
         }
         Some(world)
@@ -222,8 +220,7 @@ impl World {
                 assert_eq!(record.state, was.state, "what is over stays over");
             }
             if let Some(told) = replica.told {
-                let in_state = record.superseded_in.unwrap_or(record.state);
-                let here = (record.attempt, rank(in_state)) >= told;
+                let here = (record.attempt, rank(record.came_to())) >= told;
                 assert!(here, "replica {at} told {told:?} and has {:?}", shape(record));
             }
         }

@@ -72,7 +72,7 @@ fn record(request: &str, choice: Choice) -> Record {
         explanation: "because".into(),
         alternatives: vec![],
         state: State::Planned,
-        superseded_in: None,
+        ended_in: None,
         attempt: 1,
         epoch: 256,
         planned_at: NOW,
