@@ -117,6 +117,10 @@ pub struct PublisherStatus {
     pub replays: u64,
     /// Messages that were no batch at all.
     pub malformed: u64,
+    /// Losses that could not be repaired.
+    pub losses: u64,
+    /// Batches applied that name another rank than the registered one.
+    pub misranked: u64,
     /// Messages dropped because the queue was full.
     pub dropped: u64,
     /// Messages waiting.

@@ -160,13 +160,14 @@ impl Forests {
     pub fn unclaimed(&self, wanted: usize, taken: impl Fn(usize) -> bool) -> Option<usize> {
         let untold = |d: &usize| !self.get(*d).is_used() && !taken(*d);
         let empty = |d: &usize| self.members(*d).load(Ordering::Relaxed) == 0 && !taken(*d);
-        let room = self.all.len() < MAX_DOMAINS;
+        while self.all.len() <= wanted.min(MAX_DOMAINS - 1) {
+            self.add(Kind::Chained);
+        }
         self.domains()
             .find(|d| *d == wanted && untold(d))
-            .or_else(|| (wanted == self.all.len() && room).then(|| self.add(Kind::Chained)))
             .or_else(|| self.domains().find(untold))
             .or_else(|| self.domains().find(empty))
-            .or_else(|| room.then(|| self.add(Kind::Chained)))
+            .or_else(|| (self.all.len() < MAX_DOMAINS).then(|| self.add(Kind::Chained)))
     }
 
     /// Whether any block that stands for itself is known.

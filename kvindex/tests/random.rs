@@ -28,7 +28,7 @@ fn run(seed: u64, batches: usize, seen: &mut Seen) {
             let block = if mode == 4 { 4 } else { 2 };
             // Two engines agree on their hashes, the others do not.
             let hash_seed = seed + mode;
-            let engine = Engine { mode, block, hash_seed, stored: vec![] };
+            let engine = Engine { mode, block, hash_seed, stored: vec![], adapters: 1 };
             (index.attach(spec.clone()), engine, Reference::new(spec))
         })
         .collect();

@@ -21,6 +21,7 @@
 //! score 1 2 [tail TOKENS] [lora A] [salt S] [mm IMG@AT+LENGTH] [block N] [deployment SALT]
 //!           [only POD] [max_blocks N] [speculative] [hashes_of POD | canonical]
 //! locate 1 2                            who has each block, with the options of `score`
+//! names w1 1 2                          whose names are known, w1's in brackets, with those options
 //! route R 1 2 to w1 to w2 until TIME    forget R            expire TIME
 //! dump w1                               stats [w1]
 //! ```

@@ -14,6 +14,7 @@ use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
+use kvd::peers::{self, Peers};
 use kvd::serve::transfer::Transfers;
 use kvd::serve::{Restored, Service, grpc, http};
 use kvd::snapshot::{Files, Runner};
@@ -134,6 +135,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut service =
         Service::new(Arc::clone(&index), Arc::clone(&publishers), config.limits, config.weights);
     service.warmup_limit = config.warmup_timeout;
+    service.peers = Peers::new(config.peers);
     if config.transfers.enabled {
         service = service.with_transfers(coordinate(config.transfers, config.data_dir.as_deref())?);
     }
@@ -155,8 +157,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Ok(())
     });
     // Answering goes on meanwhile: whoever asks is told that nothing is certain yet.
-    let restored = Arc::clone(&service);
-    let restoring = tokio::task::spawn_blocking(move || restore(&restored, files, config.snapshot.every));
+    let restoring = tokio::spawn(restore(Arc::clone(&service), files, config.snapshot.every));
+    let speaking = tokio::spawn(peers::run(Arc::clone(&service)));
     let warming = tokio::spawn(warm_up(Arc::clone(&service)));
     let flushing = tokio::spawn(flush_now_and_then(Arc::clone(&catalog)));
     announce(grpc_at, http_at, publishers.list().len());
@@ -173,6 +175,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     info!("told to stop, finishing requests under way");
     warming.abort();
+    speaking.abort();
     service.set_ready(false);
     stop.send_replace(true);
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -183,7 +186,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => warn!("told to stop again"),
     }
     flushing.abort();
-    restoring.await.context("restore")?.context("start snapshots")?;
+    // What is half put back is not written down: the snapshots there are stay as they are.
+    restoring.abort();
     let stopped = tokio::task::spawn_blocking(move || {
         publishers.stop();
         if let Some(snapshots) = service.snapshots.get() {
@@ -213,20 +217,34 @@ fn coordinate(config: kvd::config::Transfers, data_dir: Option<&Path>) -> anyhow
 
 /// Puts back what is known from before, lets publishers be followed from there, and begins to write
 /// snapshots.
-fn restore(service: &Service, files: Option<Files>, every: Duration) -> std::io::Result<()> {
-    let Service { index, publishers, .. } = service;
-    let loaded = files.as_ref().and_then(|f| f.load(publishers, index));
-    let restored = match loaded {
-        Some(l) => Restored { from: "snapshot".into(), publishers: l.publishers, blocks: l.blocks },
-        None => Restored { from: "nothing".into(), ..Restored::default() },
+async fn restore(service: Arc<Service>, files: Option<Files>, every: Duration) -> anyhow::Result<()> {
+    let from_peer = peers::bootstrap(&service).await;
+    let work = move || {
+        let Service { index, publishers, .. } = &*service;
+        let from = from_peer.map(|(address, loaded)| (format!("peer {address}"), loaded));
+        // What the peer does not have may be here.
+        let waits = publishers.is_anyone_waiting();
+        let mine = files.as_ref().filter(|_| waits).and_then(|f| f.load(publishers, index));
+        let restored = match (from, mine) {
+            (None, None) => Restored { from: "nothing".into(), ..Restored::default() },
+            (from, mine) => {
+                let both = from.into_iter().chain(mine.map(|l| ("snapshot".to_owned(), l)));
+                both.fold(Restored::default(), |r, (from, l)| Restored {
+                    from: if r.from.is_empty() { from } else { format!("{}, {from}", r.from) },
+                    publishers: r.publishers + l.publishers,
+                    blocks: r.blocks + l.blocks,
+                })
+            }
+        };
+        publishers.begin();
+        service.restored.get_or_init(|| restored);
+        if let Some(files) = files {
+            let runner = Runner::start(files, every, Arc::clone(publishers), Arc::clone(index))?;
+            service.snapshots.get_or_init(|| runner);
+        }
+        Ok(())
     };
-    publishers.begin();
-    service.restored.get_or_init(|| restored);
-    if let Some(files) = files {
-        let runner = Runner::start(files, every, Arc::clone(publishers), Arc::clone(index))?;
-        service.snapshots.get_or_init(|| runner);
-    }
-    Ok(())
+    tokio::task::spawn_blocking(work).await.context("restore")?
 }
 
 /// Keeps an eye on warming up, and says when schedulers may ask.

@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
 use crate::ingest::{IngestConfig, Listen};
+use crate::peers::PeersConfig;
 use crate::publisher::PublisherSpec;
 use crate::registration::{RegistrationError, check_bind, parse_engine};
 use crate::serve::{Limits, WARMUP_LIMIT};
@@ -39,6 +40,8 @@ pub struct Config {
     pub warmup_timeout: Duration,
     /// When the index is written down.
     pub snapshot: Schedule,
+    /// The other replicas.
+    pub peers: PeersConfig,
     /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log_level: String,
     /// How it is logged.
@@ -75,6 +78,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(5),
             warmup_timeout: WARMUP_LIMIT,
             snapshot: Schedule::default(),
+            peers: PeersConfig::default(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             index: IndexConfig::default(),
@@ -177,6 +181,7 @@ impl Config {
             drain_timeout,
             warmup_timeout,
             snapshot,
+            peers,
             log,
             index,
             limits,
@@ -191,6 +196,7 @@ impl Config {
         set(&mut self.drain_timeout, drain_timeout.map(|d| d.0));
         set(&mut self.warmup_timeout, warmup_timeout.map(|d| d.0));
         snapshot.apply(&mut self.snapshot);
+        peers.apply(&mut self.peers);
         self.data_dir = data_dir.filter(|d| !d.as_os_str().is_empty());
         set(&mut self.log_level, log.level);
         if let Some(format) = log.format {
@@ -241,6 +247,9 @@ impl Config {
         EnvFilter::builder()
             .parse(&self.log_level)
             .map_err(|e| invalid("log.level", &self.log_level, format!("{e}; an example is info")))?;
+        for address in &self.peers.addresses {
+            check_listen("peers.addresses", address)?;
+        }
         for listen in &self.ingest.listen {
             check_bind("listen.bind", &listen.bind).map_err(|e| invalid(e.field, &listen.bind, e.why))?;
         }

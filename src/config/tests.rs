@@ -35,6 +35,7 @@ fn the_example_file_names_every_key_there_is() {
         drain_timeout,
         warmup_timeout,
         snapshot,
+        peers,
         log,
         index,
         limits,
@@ -47,6 +48,7 @@ fn the_example_file_names_every_key_there_is() {
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
     assert!(warmup_timeout.is_some());
     assert!(transfers.names_every_key());
+    assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
     assert!(matches!(
@@ -72,6 +74,10 @@ fn the_example_file_names_every_key_there_is() {
             max_score_tokens: Some(_),
             max_score_token_memory: Some(_),
             score_token_ttl: Some(_),
+            max_predictions: Some(_),
+            max_prediction_memory: Some(_),
+            prediction_ttl: Some(_),
+            outcome_review: Some(_),
             stream_concurrency: Some(_),
         }
     ));

@@ -65,7 +65,8 @@ pub mod pure {
     pub use super::stats::Counters;
 }
 
-use crate::publisher::{Freshness, PublisherSpec, PublisherStatus, Selector};
+use crate::outcome::Account;
+use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus, Selector};
 use crate::state::{Catalog, CatalogError};
 use apply::Signal;
 pub(crate) use cursor::Position;
@@ -227,6 +228,21 @@ impl Publishers {
         self.registry.begin();
     }
 
+    /// Whether any lane waits for a snapshot.
+    pub fn is_anyone_waiting(&self) -> bool {
+        self.registry.lanes().iter().any(|lane| lane.is_waiting())
+    }
+
+    /// Follows anew with nothing known, once the lane begins or goes on from a snapshot.
+    pub(crate) fn follow_anew(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        self.registry.follow_anew(spec)
+    }
+
+    /// The lane of a publisher.
+    pub(crate) fn lane_by(&self, key: &PublisherKey) -> Option<Arc<Lane>> {
+        self.registry.lane_by(key)
+    }
+
     /// Every lane.
     pub(crate) fn lanes(&self) -> Vec<Arc<Lane>> {
         self.registry.lanes()
@@ -255,6 +271,24 @@ impl Publishers {
     /// Where registrations are kept.
     pub fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// What came of answers about `holder`; `None` if nobody is registered under it.
+    pub fn account(&self, holder: HolderId) -> Option<Arc<Account>> {
+        self.registry.account(holder)
+    }
+
+    /// Blocks of all publishers that do not count, because reports contradict them.
+    pub fn distrusted(&self) -> usize {
+        self.registry.distrusted()
+    }
+
+    /// Hands a message to a publisher's lane, as its reader would.
+    #[cfg(test)]
+    pub(crate) fn deliver(&self, holder: HolderId, topic: &[u8], seq: &[u8], payload: &[u8]) {
+        let message = [topic, seq, payload].iter().collect();
+        let lane = self.registry.lane(holder).expect("it is registered");
+        lane.push_live(message, std::time::Instant::now());
     }
 
     /// Sums over all publishers, those that are gone too.

@@ -1,7 +1,7 @@
 //! Who is followed, and what it takes to follow them.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use crossbeam_channel::Sender;
@@ -22,6 +22,7 @@ use super::socket::Address;
 use super::spec::{check, holder_spec, profile};
 use super::stats::{Counter, Totals};
 use super::{RegisterError, Registered};
+use crate::outcome::Account;
 use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector};
 use crate::state::Catalog;
 
@@ -77,6 +78,8 @@ pub struct Registry {
     saving: Mutex<()>,
     /// Messages on shared sockets that belong to nobody.
     pub unclaimed: Counter,
+    /// Blocks of all publishers that reports contradict.
+    distrusted: Arc<AtomicUsize>,
 }
 
 impl Registry {
@@ -101,6 +104,7 @@ impl Registry {
             catalog,
             saving: Mutex::default(),
             unclaimed: Counter::default(),
+            distrusted: Arc::default(),
         }
     }
 
@@ -139,6 +143,16 @@ impl Registry {
     }
 
     fn follow(self: &Arc<Self>, spec: PublisherSpec, origin: Origin) -> Result<Registered, RegisterError> {
+        self.follow_by(spec, origin, true)
+    }
+
+    /// `begins` is false where the lane is to wait though others begin at once.
+    fn follow_by(
+        self: &Arc<Self>,
+        spec: PublisherSpec,
+        origin: Origin,
+        begins: bool,
+    ) -> Result<Registered, RegisterError> {
         check(&spec)?;
         let dial = spec.endpoint.as_deref().map(Address::look_up);
         let replay = spec.replay_endpoint.as_deref().map(Address::look_up);
@@ -180,7 +194,7 @@ impl Registry {
         }
         *self.pods.write().entry(lane.spec.instance_id.clone()).or_default() += 1;
         self.by_holder.write().insert(holder, Arc::clone(&lane));
-        if book.begun {
+        if book.begun && begins {
             lane.begin();
         }
         let name = name_of(&lane.spec);
@@ -211,7 +225,8 @@ impl Registry {
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
-        let place = Place { index: Arc::clone(&self.index), holder };
+        let account = Arc::new(Account::new(Arc::clone(&self.distrusted)));
+        let place = Place { index: Arc::clone(&self.index), holder, account, probe: None };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 
@@ -311,6 +326,30 @@ impl Registry {
         book.entries.values().for_each(|e| e.lane.begin());
     }
 
+    /// Follows `spec` anew with nothing known, and waits with that for a snapshot or
+    /// [`Lane::begin`]. `None` where it is not followed, or cannot be again.
+    pub fn follow_anew(self: &Arc<Self>, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        {
+            let mut book = self.book.lock();
+            let entry = book.entries.remove(&spec.key())?;
+            let stranger = entry.stranger;
+            let counted = self.part(entry);
+            book.retired.merge(&counted);
+            self.close_idle(&mut book);
+            if stranger {
+                // Its next message registers it again.
+                return None;
+            }
+        }
+        self.follow_by(spec.clone(), Origin::Reloaded, false).ok()?;
+        self.lane_of(spec)
+    }
+
+    /// The lane of a publisher.
+    pub fn lane_by(&self, key: &PublisherKey) -> Option<Arc<Lane>> {
+        self.book.lock().entries.get(key).map(|e| Arc::clone(&e.lane))
+    }
+
     /// Every lane, in the order of their publishers.
     pub fn lanes(&self) -> Vec<Arc<Lane>> {
         self.book.lock().entries.values().map(|e| Arc::clone(&e.lane)).collect()
@@ -374,7 +413,18 @@ impl Registry {
         holders.map(|h| lanes.get(&h).map(|lane| lane.freshness())).collect()
     }
 
-    fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
+    /// What came of answers about `holder`.
+    pub fn account(&self, holder: HolderId) -> Option<Arc<Account>> {
+        self.by_holder.read().get(&holder).map(|lane| Arc::clone(&lane.account))
+    }
+
+    /// Blocks of all publishers that reports contradict.
+    pub fn distrusted(&self) -> usize {
+        self.distrusted.load(Relaxed)
+    }
+
+    /// The lane of `holder`.
+    pub fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
         self.by_holder.read().get(&holder).cloned()
     }
 

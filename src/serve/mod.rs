@@ -8,15 +8,21 @@
 //!
 //! [`ask`] holds what both transports share: a question is checked (see [`check`]),
 //! candidates and freshness are joined to the scores. [`grpc`] and [`http`] only
-//! translate. [`transfer`] does the same for transfers. [`routing`] keeps what schedulers announced and when that ends.
+//! translate. [`transfer`] does the same for transfers. [`routing`] keeps what schedulers announced and when
+//! that ends, [`outcome`] compares what they report with what they were told.
 
 pub mod ask;
 pub mod check;
 pub mod counters;
+pub mod diagnose;
 pub mod endpoint;
 pub mod grpc;
 pub mod http;
+pub mod outcome;
+#[cfg(test)]
+mod outcome_tests;
 pub mod prompt;
+pub mod registering;
 pub mod routing;
 pub mod score_tokens;
 pub mod status;
@@ -31,10 +37,13 @@ use tokio::sync::watch;
 
 pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
+pub use registering::Told;
 
 use crate::ingest::Publishers;
+use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
 use crate::warmup::Stage;
+use outcome::Outcomes;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
 use transfer::Transfers;
@@ -65,6 +74,8 @@ pub struct Service {
     pub(crate) routing: RoutingClock,
     /// Who coordinates transfers; `None` = nobody does.
     pub(crate) transfers: Option<Arc<Transfers>>,
+    /// The other replicas.
+    pub peers: Peers,
     /// What was known before the start, and how it came back.
     pub restored: OnceLock<Restored>,
     /// Writes down what the index holds, where there is a data directory.
@@ -72,6 +83,8 @@ pub struct Service {
     /// How long warming up is waited for.
     pub warmup_limit: Duration,
     stage: Mutex<Stage>,
+    /// What was said and waits for its outcome.
+    pub(crate) outcomes: Outcomes,
     ready: watch::Sender<bool>,
 }
 
@@ -109,6 +122,14 @@ pub struct Limits {
     pub max_score_token_bytes: usize,
     /// How long a `score_token` stands for its prompt.
     pub score_token_ttl: Duration,
+    /// Answers kept until their outcome is reported; 0 = none.
+    pub max_predictions: usize,
+    /// Bytes of all of them, prompts included.
+    pub max_prediction_bytes: usize,
+    /// How long they are kept.
+    pub prediction_ttl: Duration,
+    /// How long a report that is not explained waits for events that may be under way.
+    pub outcome_review: Duration,
     /// Requests of one `ScoreStream` that are worked on at a time.
     pub stream_concurrency: usize,
 }
@@ -126,6 +147,10 @@ impl Default for Limits {
             max_score_tokens: 16384,
             max_score_token_bytes: 256 << 20,
             score_token_ttl: Duration::from_secs(30),
+            max_predictions: 65536,
+            max_prediction_bytes: 128 << 20,
+            prediction_ttl: Duration::from_secs(600),
+            outcome_review: Duration::from_secs(1),
             stream_concurrency: 16,
         }
     }
@@ -148,10 +173,12 @@ impl Service {
             ),
             routing: RoutingClock::default(),
             transfers: None,
+            peers: Peers::new(PeersConfig::default()),
             restored: OnceLock::new(),
             snapshots: OnceLock::new(),
             warmup_limit: WARMUP_LIMIT,
             stage: Mutex::new(Stage::Restoring),
+            outcomes: Outcomes::new(&limits),
             ready: watch::Sender::new(false),
         }
     }

@@ -12,8 +12,6 @@ pub mod files;
 mod label;
 pub mod load;
 pub mod runner;
-#[cfg(test)]
-mod tests;
 pub mod write;
 
 pub use files::Files;

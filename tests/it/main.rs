@@ -6,6 +6,8 @@ mod forms;
 mod grpc;
 mod hostile;
 mod recovery;
+mod replicas;
 mod shapes;
+mod snapshots;
 mod support;
 mod transfers;

@@ -34,13 +34,17 @@ impl Kvd {
 
     /// The same by a command that runs what it is given.
     pub fn start_by(mut command: Command, data: &Path, more: &[&str]) -> Kvd {
-        let mut child = command
-            .args(serve(data))
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("start kvd");
+        command.args(serve(data)).args(more);
+        Kvd::spawn_here(command, data)
+    }
+
+    fn spawn(mut command: Command, data: &Path) -> Kvd {
+        command.arg("--data-dir").arg(data);
+        Kvd::spawn_here(command, data)
+    }
+
+    fn spawn_here(mut command: Command, data: &Path) -> Kvd {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start kvd");
         let (mut http, mut grpc) = (None, None);
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         while http.is_none() || grpc.is_none() {
@@ -70,6 +74,30 @@ impl Kvd {
     pub fn crash(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
+    }
+
+    /// Tells it to stop, as Kubernetes does, and waits until it has; it must say that all is well.
+    pub fn stop(&mut self) {
+        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("run kill");
+        assert!(told.success());
+        let status = self.child.wait().expect("wait");
+        assert!(status.success(), "{status}");
+    }
+
+    /// Starts kvd on ports that are known beforehand, as a replica among `peers`.
+    pub fn replica(folder: &Path, grpc: &str, peers: &[String], more: &str) -> Kvd {
+        std::fs::create_dir_all(folder).expect("a directory");
+        let config = folder.join("kvd.toml");
+        let addresses = serde_json::to_string(peers).expect("text");
+        std::fs::write(
+            &config,
+            format!("{more}\n[peers]\naddresses = {addresses}\ncompare_every = \"300ms\"\n"),
+        )
+        .expect("write");
+        let more = ["--config", config.to_str().expect("text"), "--grpc-listen", grpc];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
+        command.args(["serve", "--http-listen", "127.0.0.1:0"]).args(more);
+        Kvd::spawn(command, &folder.join("data"))
     }
 
     pub fn pid(&self) -> u32 {

@@ -57,6 +57,11 @@ impl Forest {
         })
     }
 
+    /// llm-d's request key of block `i`; 0 where there is none.
+    pub fn key_at(&self, look: Look<'_>, i: usize) -> u64 {
+        if self.is_keyed() { look.keys().get(i).copied().unwrap_or(0) } else { 0 }
+    }
+
     /// Whether blocks have request keys here.
     fn is_keyed(&self) -> bool {
         self.keyed && self.kind == Kind::Chained

@@ -58,14 +58,6 @@ pub(crate) struct Misfits {
     pub keys: Vec<u64>,
 }
 
-/// The copy that a bit of a mask stands for.
-fn copy_of(bit: u8) -> Copy {
-    match Tier::ALL.get(usize::from(bit) + 1) {
-        Some(tier) => Copy { tier: *tier, group: 0 },
-        None => Copy { tier: Tier::Gpu, group: u32::from(bit) - 4 },
-    }
-}
-
 impl Holder {
     /// A pair that changes with every batch, and that no other holder ever has.
     pub fn stamp(&self) -> (u32, u64) {
@@ -183,7 +175,7 @@ impl Holder {
 
     /// Takes a stretch that lies at `place` of a domain.
     pub fn take(&mut self, domain: usize, place: Place, stretch: &Stretch, desk: &mut Desk<'_>) {
-        let copy = copy_of(stretch.bit);
+        let copy = Copy::of_bit(stretch.bit);
         let mut done = Applied::default();
         let (from, to) = stretch.span;
         let span = (place.offset, place.offset + to - from);
@@ -230,12 +222,12 @@ impl Holder {
                 let device = Copy { tier: Tier::Gpu, group: 0 };
                 self.tell_one(parent, &told.one(i), device, &mut pieces, desk, &mut done);
                 for s in held {
-                    (0..s.copies).for_each(|_| self.stored_name(hash, copy_of(s.bit), desk, &mut done));
+                    (0..s.copies).for_each(|_| self.stored_name(hash, Copy::of_bit(s.bit), desk, &mut done));
                 }
                 self.removed(&Removed { hashes: &[hash], tier: Tier::Gpu, group: 0 }, desk, &mut done);
             } else {
                 let copies: Vec<_> = held
-                    .map(|s| (copy_of(s.bit), u32::from(s.copies)))
+                    .map(|s| (Copy::of_bit(s.bit), u32::from(s.copies)))
                     .map(|(c, n)| (c.tier, c.group, n))
                     .collect();
                 let (seed, local, block_size) = (m.seed, LocalHash(m.locals[i]), m.block_size);

@@ -363,6 +363,20 @@ impl Holder {
         }
     }
 
+    /// What the forest counts of `h`, which is odd now, is counted here from now on: a name's copies lie in
+    /// one of the two, so that a removal finds them.
+    pub(super) fn odd_gathers(&mut self, h: EngineHash, desk: &mut Desk<'_>) {
+        let domain = self.domain;
+        let Some(place) = desk.forests.get(domain).find_name(desk.guard, h.0) else { return };
+        if !self.odd.is_at(domain, place) {
+            let copies = self.copies_at(place, desk);
+            if !copies.is_empty() {
+                self.drop_at(place, desk);
+                copies.into_iter().for_each(|(c, n)| self.odd_add(h, c, n, desk));
+            }
+        }
+    }
+
     /// From now on `h` is a name of the block at `place` beside others, all of which are counted here.
     pub(super) fn odd_named(&mut self, h: EngineHash, place: Place, copies: Copies, desk: &mut Desk<'_>) {
         let domain = self.domain;

@@ -23,7 +23,6 @@ use crate::{Index, IndexConfig};
 /// Payload that a chunk has, unless one record is longer.
 const CHUNK: usize = 64 << 10;
 /// What one step may be asked for.
-const MIN_STEP: usize = 1 << 10;
 const MAX_STEP: usize = MAX_CHUNK / 2;
 /// Strands looked at in one step, whatever they have.
 const MAX_LOOKS: usize = 2048;
@@ -210,28 +209,31 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins to write blocks that nobody holds but that a lower tier may still name, of every domain
-    /// that a holder written so far is in.
+    /// Begins to write blocks that nobody holds but that a lower tier may still name, of every model
+    /// that a holder written so far is of.
     pub fn begin_ghosts(&mut self) -> Result<(), CutError> {
         self.is_idle()?;
-        let ghosts = |w: &Written| {
-            self.pools[w.pool as usize].write(|_, desk| {
-                let mut strands = desk.pen(w.domain).ghosts();
+        let mut forests = Vec::new();
+        for (number, pool) in (0..).zip(self.pools.clone()) {
+            for (domain, kind) in domains(&pool) {
+                let mut strands = pool.write(|_, desk| desk.pen(domain).ghosts());
                 strands.reverse();
-                strands
-            })
-        };
-        let all = (0..).zip(&self.forests).map(|(f, w)| (f, ghosts(w))).collect();
-        self.part = Some(Part::Ghosts { forests: all, way: Vec::new() });
+                if !strands.is_empty() {
+                    forests.push((self.forest(number, kind, domain), strands));
+                }
+            }
+        }
+        self.part = Some(Part::Ghosts { forests, way: Vec::new() });
         Ok(())
     }
 
-    /// Goes on with what was begun: appends about `max_bytes` of whole chunks to `out`.
+    /// Goes on with what was begun: appends about `max_bytes` of whole chunks to `out`, and at least one
+    /// strand's worth.
     ///
     /// On an error the part counts for nothing and the snapshot can go on with another.
     pub fn step(&mut self, max_bytes: usize, out: &mut Vec<u8>) -> Result<Step, CutError> {
         let Some(mut part) = self.part.take() else { return Ok(Step::Done) };
-        self.step_ends = self.written() + max_bytes.clamp(MIN_STEP, MAX_STEP);
+        self.step_ends = self.written() + max_bytes.clamp(1, MAX_STEP);
         let done = match &mut part {
             Part::Holder(holder) => self.holder_step(holder),
             Part::Ghosts { forests, way } => Ok(self.ghost_step(forests, way)),
@@ -273,11 +275,17 @@ impl Writer {
 
     fn pool(&mut self, pool: &Arc<Pool>, tenant: &str, model: &str) -> u32 {
         let known = self.pools.iter().position(|p| Arc::ptr_eq(p, pool));
-        known.unwrap_or_else(|| {
-            self.encoder.pool(tenant, model);
-            self.pools.push(pool.clone());
-            self.pools.len() - 1
-        }) as u32
+        if let Some(known) = known {
+            return known as u32;
+        }
+        self.encoder.pool(tenant, model);
+        self.pools.push(pool.clone());
+        let number = self.pools.len() as u32 - 1;
+        // All of them, in order: whoever restores them can give them the numbers that they have.
+        for (domain, kind) in domains(pool) {
+            self.forest(number, kind, domain);
+        }
+        number
     }
 
     fn forest(&mut self, pool: u32, kind: Kind, domain: usize) -> u32 {
@@ -302,9 +310,11 @@ impl Writer {
     }
 
     fn holder_step(&mut self, part: &mut HolderPart) -> Result<bool, CutError> {
-        let attached = self.index.member(part.id).is_some_and(|(_, m)| Arc::ptr_eq(&m, &part.member));
-        if !attached {
-            return Err(CutError::Gone(part.id));
+        match self.index.member(part.id) {
+            None => return Err(CutError::Gone(part.id)),
+            // What it held is in doubt since.
+            Some((_, m)) if !Arc::ptr_eq(&m, &part.member) => return Err(CutError::Changed(part.id)),
+            Some(_) => {}
         }
         let pool = self.pools[part.pool as usize].clone();
         pool.write(|holders, desk| {
@@ -519,6 +529,12 @@ impl Writer {
             self.encoder.go_to(forest);
         }
     }
+}
+
+/// The domains of a pool.
+fn domains(pool: &Pool) -> Vec<(usize, Kind)> {
+    let kind = |domain| if domain == CANONICAL { Kind::Canonical } else { Kind::Chained };
+    pool.forests.iter().map(|(domain, _)| (domain, kind(domain))).collect()
 }
 
 fn blocks<'a>(facts: &Facts<'a>, from: usize, domain: usize, unnamed: &'a [u32]) -> Blocks<'a> {

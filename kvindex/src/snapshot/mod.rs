@@ -55,7 +55,7 @@ mod target;
 pub use cut::{CutError, Step, Writer};
 pub use digest::{BUCKETS, Digest};
 pub use record::Totals;
-pub use restore::{Found, Restore, RestoreError, Restored};
+pub use restore::{Found, Kept, Refusal, Restore, RestoreError, Restored};
 
 /// Where in its event stream a holder was when it was cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -315,7 +315,8 @@ impl Restore {
         let Some((target, after)) = rest.split_first_mut() else { return false };
         let pool = target.pool;
         let others = || before.iter().chain(after.iter()).filter(|t| t.pool == pool);
-        target.choose(coming, |d| others().any(|t| t.domain == Some(d)), desk)
+        let listed = 1 + others().count();
+        target.choose(coming, listed, |d| others().any(|t| t.domain == Some(d)), desk)
     }
 
     /// Puts in blocks, up to the first record that tells of something else. Returns how many records.
@@ -448,6 +449,8 @@ impl Restore {
         let joined = self.forests[section.chained as usize].joined;
         let (member, id) = (section.member.clone(), section.id);
         let Some((pool, _)) = self.index.member(id).filter(|(_, m)| Arc::ptr_eq(m, &member)) else {
+            // What it held meanwhile is in doubt, where it is there at all.
+            self.index.clear(id);
             let outcome = Err(Refusal::Gone);
             self.restored.push_back(Restored { holder: id, cursor: section.cursor, outcome });
             return;
@@ -468,7 +471,10 @@ impl Restore {
             Some(Kept { blocks: holder.stats().blocks, of: tail.blocks })
         });
         let outcome = kept.ok_or(section.refused.unwrap_or(Refusal::Gone));
-        if outcome.is_err() {
+        if outcome.is_ok() {
+            // What it has is certain now.
+            self.index.drop_suspects(id);
+        } else {
             self.index.clear(id);
         }
         self.restored.push_back(Restored { holder: id, cursor: section.cursor, outcome });

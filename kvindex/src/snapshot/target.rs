@@ -62,10 +62,12 @@ impl Target {
     }
 
     /// Chooses a domain of those not `taken` by other forests of the snapshot: one where a block of
-    /// `coming` is known by the same name, or else one for itself. False where there are no more.
+    /// `coming` is known by the same name, or else one for itself. `listed` is how many domains the
+    /// snapshot tells of. False where there are no more.
     pub fn choose(
         &mut self,
         coming: &[Record<'_>],
+        listed: usize,
         taken: impl Fn(usize) -> bool,
         desk: &mut Desk<'_>,
     ) -> bool {
@@ -89,7 +91,9 @@ impl Target {
         let agreeing = here.into_iter().find(agrees);
         self.joined = agreeing.is_some();
         self.domain = agreeing.or_else(|| {
-            let domain = desk.forests.unclaimed(self.was, taken)?;
+            // The number it had, where that is not made up: there are as many as told of.
+            let wanted = if self.was <= listed { self.was } else { 0 };
+            let domain = desk.forests.unclaimed(wanted, taken)?;
             // Of those who were there before may be left what nobody holds.
             desk.pen(domain).settle_all();
             Some(domain)

@@ -77,6 +77,11 @@ impl World {
                 if self.index.forget(rest) { "forgotten" } else { "not known" }
             )]),
             "expire" => Ok(vec![format!("{} expired", self.index.expire(number(rest)?))]),
+            "names" => {
+                let (pod, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+                let holder = self.pod(pod)?.id;
+                self.ask(&Args::parse(rest, &[PROMPT])?, |q| vec![names(&self.index.named(q, holder))])
+            }
             "dump" => self.dump(self.pod(rest)?),
             "stats" => self.stats(rest),
             _ => Err(format!("no command `{head}`")),
@@ -289,4 +294,11 @@ fn show(s: &Score, query: &Query<'_>, a: &Args<'_>) -> String {
         line += &format!(" with_items={}", s.mm_matched);
     }
     line
+}
+
+/// Positions whose names are known, those that the pod has in brackets.
+fn names(named: &[kvindex::Named]) -> String {
+    let position = |n: &kvindex::Named| if n.held { format!("[{}]", n.block) } else { n.block.to_string() };
+    let all: Vec<String> = named.iter().map(position).collect();
+    if all.is_empty() { "no names".to_owned() } else { all.join(" ") }
 }

@@ -45,6 +45,8 @@ pub struct Engine {
     pub hash_seed: u64,
     /// Copies it has.
     pub stored: Vec<(EngineHash, Tier, u32)>,
+    /// Adapters that go by one name: each makes another hash of the same content.
+    pub adapters: u64,
 }
 
 impl Engine {
@@ -64,11 +66,11 @@ impl Engine {
     }
 
     /// The engine's hash of block `i` and its prefix.
-    fn hash(&self, tokens: &[u32], f: &Flavour, i: usize) -> EngineHash {
+    fn hash(&self, tokens: &[u32], f: &Flavour, i: usize, adapter: u64) -> EngineHash {
         // Far apart for seeds that are not: names of engines with other seeds never meet.
         let mut h = (self.hash_seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31);
         let mut mix = |x: u64| h = (h ^ x).wrapping_mul(0xFF51_AFD7_ED55_8CCD).rotate_left(29);
-        mix(f.lora.map_or(1, |_| 2));
+        mix(f.lora.map_or(1, |_| 2 + adapter));
         mix(f.salt.map_or(1, |_| 2));
         for t in &tokens[..(i + 1) * self.block as usize] {
             mix(u64::from(*t) + 7);
@@ -105,15 +107,16 @@ impl Engine {
 
     fn store(&mut self, rng: &mut Rng, b: &mut BatchBuilder<'static>) {
         let f = FLAVOURS[rng.below(5) as usize];
+        let adapter = if self.adapters > 1 { rng.below(self.adapters) } else { 0 };
         let total = 1 + rng.below(6) as usize;
         let n = self.block as usize;
         // Few distinct tokens, so that sequences share prefixes.
         let tokens: Vec<u32> = (0..total * n).map(|_| u32::from(rng.one_in(9))).collect();
         let first = rng.below(total as u64) as usize;
-        let hashes: Vec<EngineHash> = (first..total).map(|i| self.hash(&tokens, &f, i)).collect();
+        let hashes: Vec<EngineHash> = (first..total).map(|i| self.hash(&tokens, &f, i, adapter)).collect();
         let extras: Vec<Vec<ExtraKey<'static>>> = (first..total).map(|i| self.keys(&f, i)).collect();
         let fields = StoredFields {
-            parent: (first > 0).then(|| self.hash(&tokens, &f, first - 1)),
+            parent: (first > 0).then(|| self.hash(&tokens, &f, first - 1, adapter)),
             block_size: self.block,
             lora: f.lora,
             ..StoredFields::default()
@@ -150,8 +153,10 @@ impl Engine {
             (3, 0..=1) => {
                 let fields =
                     StoredFields { tier: Tier::Cpu, content: Content::HashOnly, ..StoredFields::default() };
-                let ends: Vec<EngineHash> =
-                    (first..total).filter(|i| i % 2 == 1).map(|i| self.hash(&tokens, &f, i)).collect();
+                let ends: Vec<EngineHash> = (first..total)
+                    .filter(|i| i % 2 == 1)
+                    .map(|i| self.hash(&tokens, &f, i, adapter))
+                    .collect();
                 b.stored(fields, &ends, &[], &[]);
                 self.stored.extend(ends.iter().map(|h| (*h, Tier::Cpu, 0)));
             }

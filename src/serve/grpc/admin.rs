@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use super::convert::{endpoint_score, tiers};
 use super::dump::{Dump, dump};
 use super::ingest::write_status;
+use super::outcome;
 use super::score::{Scoring, apart};
 use crate::publisher::{PublisherState, PublisherStatus};
 use crate::serve::{AskError, Service};
@@ -45,6 +46,14 @@ impl AdminService for AdminApi {
         let request = request.into_inner();
         let explained = apart(move || explain(&service, request)).await?;
         Ok(Response::new(explained))
+    }
+
+    async fn diagnose(
+        &self,
+        _: Request<kv::DiagnoseRequest>,
+    ) -> Result<Response<kv::DiagnoseResponse>, Status> {
+        let service = Arc::clone(&self.service);
+        Ok(Response::new(apart(move || Ok::<_, AskError>(outcome::diagnosis(&service))).await?))
     }
 
     async fn stats(&self, _: Request<kv::StatsRequest>) -> Result<Response<kv::StatsResponse>, Status> {

@@ -1,5 +1,7 @@
 //! The services over a real port, with batches put into the index by hand.
 
+mod outcomes;
+
 use std::sync::Arc;
 use std::time::Duration;
 
