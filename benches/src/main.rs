@@ -10,11 +10,13 @@ mod http;
 mod http_client;
 mod ingest;
 mod machine;
+mod plan_parts;
 mod report;
 mod score;
 mod server;
 mod throughput;
 mod tier;
+mod transfers;
 mod visible;
 mod workload;
 
@@ -61,6 +63,10 @@ enum Workload {
     Tier(tier::Args),
     /// How fast does the store write and read, beside the disk itself?
     Disk(tier::disk::Args),
+    /// How many transfers does one processor plan in a second?
+    PlanParts(plan_parts::Args),
+    /// How soon come first tokens, by who decides where prefill happens and what moves?
+    Transfers(transfers::Args),
 }
 
 /// What every workload is given.
@@ -96,6 +102,8 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Ingest(args) => ingest::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
+        Workload::PlanParts(args) => plan_parts::run(&setting, &args),
+        Workload::Transfers(args) => transfers::run(&args),
     };
     println!("\nload average after: {}", machine::load());
     verdict
