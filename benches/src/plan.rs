@@ -97,10 +97,16 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
         faults.into_iter().for_each(|f| verdict.note(f));
         let [p50, p99] = took.percentiles([0.5, 0.99]);
         let per_second = args.plans as f64 / cpu;
-        columns.iter_mut().zip([p50, p99, cpu / args.plans as f64 * 1e3, per_second]).for_each(|(c, v)| c.add(v));
+        columns
+            .iter_mut()
+            .zip([p50, p99, cpu / args.plans as f64 * 1e3, per_second])
+            .for_each(|(c, v)| c.add(v));
         others.add(watch.others());
     }
-    println!("{} tokens by canonical hashes, {} candidates, {} plans a pass\n", args.tokens, args.pods, args.plans);
+    println!(
+        "{} tokens by canonical hashes, {} candidates, {} plans a pass\n",
+        args.tokens, args.pods, args.plans
+    );
     let mut table = Table::new(["p50 ms", "p99 ms", "CPU ms", "plans/s per core"]);
     table.row(columns.iter().zip([3, 3, 3, 0]).map(|(c, digits)| c.cell(digits)).collect());
     table.print();
