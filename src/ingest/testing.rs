@@ -53,6 +53,8 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         malformed: 0,
         dropped: 0,
         queued: 0,
+        losses: 0,
+        misranked: 0,
         last_error: None,
     }
 }
