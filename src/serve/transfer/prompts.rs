@@ -80,7 +80,7 @@ impl Prompts {
     }
 
     /// Transfers that want to read from pods that `moved`, or were not looked after yet.
-    pub fn to_look_after(&mut self, moved: &FxHashSet<Endpoint>) -> Vec<(TransferId, Arc<PlanAsk>, Source)> {
+    pub fn unattended(&mut self, moved: &FxHashSet<Endpoint>) -> Vec<(TransferId, Arc<PlanAsk>, Source)> {
         let mut found = vec![];
         for (id, kept) in &mut self.kept {
             let Some(source) = &kept.source else { continue };
