@@ -19,4 +19,5 @@ pub mod registration;
 pub mod serve;
 pub mod snapshot;
 pub mod state;
+pub mod transfer;
 pub mod warmup;

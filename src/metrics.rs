@@ -12,6 +12,8 @@ use kvproto::Tier;
 use crate::outcome::Verdict;
 use crate::outcome::tally::{Sizes, Tally};
 use crate::publisher::{PublisherState, PublisherStatus};
+use crate::serve::transfer::export::Row;
+use crate::serve::transfer::{Tally as TransferTally, Transfers};
 use crate::serve::{Histogram, Service};
 use crate::snapshot::Runner;
 use crate::warmup::Stage;
@@ -55,6 +57,8 @@ enum Source {
     BlocksByTier,
     /// One value per publisher.
     ByPublisher(fn(&Publisher<'_>) -> f64),
+    /// Samples of transfers.
+    Transfers(fn(&Transfers) -> Vec<Row>),
     /// One value per verdict and publisher that outcomes were reported of.
     ByVerdict,
     /// How large errors were, for each publisher that outcomes were reported of.
@@ -96,6 +100,20 @@ const fn by_publisher(
     value: fn(&Publisher<'_>) -> f64,
 ) -> Metric {
     Metric { name, kind, help, source: Source::ByPublisher(value) }
+}
+
+const fn transfers(
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    rows: fn(&Transfers) -> Vec<Row>,
+) -> Metric {
+    Metric { name, kind, help, source: Source::Transfers(rows) }
+}
+
+/// One value of the transfers' tally; 0 where nobody coordinates them.
+fn tallied(snapshot: &Snapshot<'_>, value: fn(&TransferTally) -> u64) -> f64 {
+    snapshot.service.transfers().map_or(0.0, |t| t.tally(value) as f64)
 }
 
 fn load(counter: &AtomicU64) -> f64 {
@@ -327,6 +345,70 @@ pub const METRICS: &[Metric] = &[
         "Blocks dropped, over the index's memory limit.",
         |p| p.held.dropped as f64,
     ),
+    transfers("kvd_transfers", Kind::Gauge, "Transfers in the ledger, by state.", Transfers::by_state),
+    transfers(
+        "kvd_transfers_ended_total",
+        Kind::Counter,
+        "Transfers that ended, by how and why.",
+        Transfers::ended,
+    ),
+    transfers(
+        "kvd_transfer_stage_seconds",
+        Kind::Histogram,
+        "Time that transfers spent in a state.",
+        Transfers::stages,
+    ),
+    transfers(
+        "kvd_transfer_bytes_total",
+        Kind::Counter,
+        "Bytes of transfers that ended well, as reported or else as planned.",
+        Transfers::bytes_moved,
+    ),
+    transfers(
+        "kvd_transfer_estimate_error_ratio",
+        Kind::Histogram,
+        "Measured over expected time of moving.",
+        Transfers::estimate_error,
+    ),
+    transfers("kvd_plans_total", Kind::Counter, "Plans, by decision and reason.", Transfers::plans_made),
+    transfers("kvd_plan_seconds", Kind::Histogram, "From a request to its plan.", Transfers::plan_seconds),
+    transfers(
+        "kvd_stranded_byte_seconds_total",
+        Kind::Counter,
+        "Bytes times seconds that engines kept blocks nobody came for, until said to be free or the lease's end.",
+        Transfers::stranded,
+    ),
+    transfers(
+        "kvd_pinned_bytes",
+        Kind::Gauge,
+        "Bytes that pods keep for live transfers, by who sees to it.",
+        Transfers::pinned,
+    ),
+    transfers("kvd_link_inflight_bytes", Kind::Gauge, "Bytes under way, by link.", Transfers::inflight),
+    counter("kvd_lease_expired_before_pull_total", "Leases that ran out before anyone pulled.", |s| {
+        tallied(s, |t| t.lease_expired)
+    }),
+    counter("kvd_replans_total", "Plans in place of others.", |s| tallied(s, |t| t.replans)),
+    counter(
+        "kvd_plans_incompatible_total",
+        "Plans that moved nothing, no pods understand each other.",
+        |s| s.service.transfers().map_or(0.0, |t| t.incompatible()),
+    ),
+    counter("kvd_plans_stale_total", "Plans whose source lost what was to be read.", |s| {
+        tallied(s, |t| t.stale)
+    }),
+    counter("kvd_transfers_adopted_total", "Transfers taken over from their token.", |s| {
+        tallied(s, |t| t.adopted)
+    }),
+    counter("kvd_transfer_reports_unapplied_total", "Reports that changed nothing: late or repeated.", |s| {
+        tallied(s, |t| t.unapplied)
+    }),
+    counter("kvd_transfer_calls_forwarded_total", "Calls that another replica answered.", |s| {
+        tallied(s, |t| t.forwarded)
+    }),
+    counter("kvd_transfer_news_lost_total", "Events that watchers were too slow for.", |s| {
+        tallied(s, |t| t.lost_news)
+    }),
 ];
 
 /// Every metric as it is now, in Prometheus' text format.
@@ -408,6 +490,19 @@ impl Snapshot<'_> {
                     writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}")?;
                     writeln!(out, "{name}_sum{{{labels}}} {}", sizes.tokens)?;
                     writeln!(out, "{name}_count{{{labels}}} {count}")?;
+                }
+                Ok(())
+            }
+            Source::Transfers(rows) => {
+                let rows = self.service.transfers().map(|t| rows(t)).unwrap_or_default();
+                for Row { suffix, labels, value } in rows {
+                    write!(out, "{name}{suffix}")?;
+                    for (i, (label, text)) in labels.iter().enumerate() {
+                        write!(out, "{}{label}=\"", if i == 0 { '{' } else { ',' })?;
+                        escape(text, out);
+                        out.push('"');
+                    }
+                    writeln!(out, "{} {value}", if labels.is_empty() { "" } else { "}" })?;
                 }
                 Ok(())
             }
@@ -516,7 +611,7 @@ pub(crate) mod tests {
         for m in METRICS {
             assert!(m.name.starts_with("kvd_") && !m.help.is_empty(), "{}", m.name);
             assert_eq!(m.kind == Kind::Counter, m.name.ends_with("_total"), "{}", m.name);
-            let unit = m.name.ends_with("_seconds") || m.name.ends_with("_tokens");
+            let unit = ["_seconds", "_tokens", "_ratio"].iter().any(|u| m.name.ends_with(u));
             assert!(m.kind != Kind::Histogram || unit, "{}", m.name);
         }
     }

@@ -10,6 +10,8 @@ mod http;
 mod http_client;
 mod ingest;
 mod machine;
+mod plan;
+mod plan_parts;
 mod recovery;
 mod report;
 mod score;
@@ -17,6 +19,7 @@ mod server;
 mod snapshot;
 mod throughput;
 mod tier;
+mod transfers;
 mod visible;
 mod workload;
 
@@ -67,6 +70,12 @@ enum Workload {
     Tier(tier::Args),
     /// How fast does the store write and read, beside the disk itself?
     Disk(tier::disk::Args),
+    /// How long does PlanTransfer take, and how many does one processor make?
+    Plan(plan::Args),
+    /// How many transfers does one processor plan in a second?
+    PlanParts(plan_parts::Args),
+    /// How soon come first tokens, by who decides where prefill happens and what moves?
+    Transfers(transfers::Args),
 }
 
 /// What every workload is given.
@@ -104,6 +113,9 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Snapshot(args) => snapshot::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
+        Workload::Plan(args) => plan::run(&setting, &args),
+        Workload::PlanParts(args) => plan_parts::run(&setting, &args),
+        Workload::Transfers(args) => transfers::run(&args),
     };
     println!("\nload average after: {}", machine::load());
     verdict

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
+use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
 use tonic::codegen::tokio_stream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
@@ -62,7 +63,11 @@ impl Builder {
     }
 
     fn client(&self, channel: Channel) -> ScorerClient {
-        ScorerClient { inner: IndexServiceClient::new(channel), deadline: self.deadline }
+        ScorerClient {
+            inner: IndexServiceClient::new(channel.clone()),
+            transfers: TransferServiceClient::new(channel),
+            deadline: self.deadline,
+        }
     }
 }
 
@@ -70,6 +75,7 @@ impl Builder {
 #[derive(Clone, Debug)]
 pub struct ScorerClient {
     pub(crate) inner: IndexServiceClient<Channel>,
+    transfers: TransferServiceClient<Channel>,
     pub(crate) deadline: Duration,
 }
 
@@ -95,6 +101,10 @@ impl ScorerClient {
     /// The same connection with another deadline for its calls.
     pub fn with_deadline(&self, deadline: Duration) -> ScorerClient {
         ScorerClient { deadline, ..self.clone() }
+    }
+
+    pub(crate) fn transfers(&self) -> TransferServiceClient<Channel> {
+        self.transfers.clone()
     }
 
     /// How much of a prompt every candidate holds.

@@ -36,6 +36,9 @@
 //! Sending tokens is simplest. [`PromptHasher`] hashes on the client instead, which is an eighth
 //! of the bytes at blocks of 16 and shares the hashing between several questions about one prompt.
 //!
+//! [`ScorerClient::plan`] asks how a prompt is to be served where prefill and decode are apart, and
+//! [`ScorerClient::report`] says what became of it.
+//!
 //! Read [`ScorerClient`] first, then [`Prompt`] and [`Scores`].
 
 mod call;
@@ -46,6 +49,7 @@ mod outcome;
 mod prompt;
 mod scores;
 mod stream;
+mod transfer;
 
 pub use call::{HashSpecCall, RoutingCall, ScoreCall};
 pub use client::{Builder, ScorerClient};
@@ -55,6 +59,9 @@ pub use outcome::{Outcome, OutcomeCall, Outcomes, Verdict};
 pub use prompt::Prompt;
 pub use scores::{Endpoint, EndpointScore, Freshness, PublisherState, Routed, Scores};
 pub use stream::{ScoreReceiver, ScoreSender, StreamAnswer};
+pub use transfer::{PlanCall, Planned, ReportCall, Retry};
 
 pub use kvproto::hash::canonical::MmItem;
+/// The messages of transfers: pods, phases, decisions.
+pub use kvproto::rpc::kv;
 pub use kvproto::{EngineHash, SeqHash, Tier};

@@ -4,6 +4,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,16 @@ use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
 use kvd::peers::{self, Peers};
+use kvd::serve::transfer::Transfers;
 use kvd::serve::{Restored, Service, grpc, http};
 use kvd::snapshot::{Files, Runner};
 use kvd::state::Catalog;
+use kvd::transfer::cost::Starting;
+use kvd::transfer::key;
+use kvd::transfer::learned::Learned;
+use kvd::transfer::ledger::store::Store;
+use kvd::transfer::ledger::store::rocks::Rocks;
+use kvd::transfer::plan::Policy;
 use kvd::warmup::Stage;
 use kvindex::Index;
 use tokio::net::TcpListener;
@@ -128,6 +136,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Service::new(Arc::clone(&index), Arc::clone(&publishers), config.limits, config.weights);
     service.warmup_limit = config.warmup_timeout;
     service.peers = Peers::new(config.peers);
+    if config.transfers.enabled {
+        service = service.with_transfers(coordinate(config.transfers, config.data_dir.as_deref())?);
+    }
     let service = Arc::new(service);
 
     let (stop, stopping) = watch::channel(false);
@@ -187,6 +198,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stopped.await.context("stop ingest")?.context("keep the last state")?;
     info!("stopped");
     Ok(())
+}
+
+/// Starts to coordinate transfers, from where the last process was.
+fn coordinate(config: kvd::config::Transfers, data_dir: Option<&Path>) -> anyhow::Result<Arc<Transfers>> {
+    let key = match config.key {
+        Some(key) => key,
+        None => key::own(data_dir).context("get a key for plan tokens")?,
+    };
+    let plans = Learned::new(Starting::default(), Policy::default());
+    for (name, geometry) in config.models {
+        plans.set_model(&name, geometry);
+    }
+    let store = data_dir.map(|dir| Rocks::open(&dir.join("transfers"))).transpose()?;
+    let store = store.map(|s| Box::new(s) as Box<dyn Store>);
+    Ok(Arc::new(Transfers::start(config.config, Arc::new(plans), store, &key)?))
 }
 
 /// Puts back what is known from before, lets publishers be followed from there, and begins to write

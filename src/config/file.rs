@@ -10,6 +10,7 @@ use kvindex::{IndexConfig, TierWeights};
 use kvproto::hash::llmd;
 use serde::Deserialize;
 
+use super::transfers::TransfersTable;
 use super::units::{Bytes, Time};
 use super::{Config, ConfigError, invalid, set};
 use crate::ingest::IngestConfig;
@@ -34,6 +35,7 @@ pub(super) struct File {
     pub limits: LimitsTable,
     pub weights: WeightsTable,
     pub ingest: IngestTable,
+    pub transfers: TransfersTable,
     pub publisher: Vec<Registration>,
     pub listen: Vec<ListenTable>,
 }
@@ -251,6 +253,7 @@ impl IngestTable {
 
 /// Every number with bounds: its key, its value and what it may be. Durations in milliseconds.
 pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive<u64>)> {
+    let transfers = &config.transfers.config;
     let Config { index, limits, ingest, .. } = config;
     let count = |n: usize| n as u64;
     let millis = |d: std::time::Duration| d.as_millis() as u64;
@@ -291,5 +294,27 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("ingest.held_size (bytes)", count(ingest.held_bytes), 0..=1 << 36),
         ("ingest.suspect_ttl (ms)", millis(ingest.doubt_for), 0..=DAY),
         ("ingest.max_publishers", count(ingest.max_publishers), 1..=1 << 20),
+        ("transfers.forward_timeout (ms)", millis(transfers.forward_timeout), 1..=60_000),
+        ("transfers.max_live", count(transfers.bounds.live), 1..=1 << 24),
+        ("transfers.max_over", count(transfers.bounds.over), 1..=1 << 24),
+        ("transfers.prompt_memory (bytes)", count(transfers.prompt_bytes), 0..=1 << 40),
+        ("transfers.planned (ms)", millis(transfers.timers.planned), 10..=DAY),
+        ("transfers.prefilling (ms)", millis(transfers.timers.prefilling), 10..=DAY),
+        ("transfers.ready (ms)", millis(transfers.timers.ready), 10..=DAY),
+        ("transfers.pulling (ms)", millis(transfers.timers.pulling), 10..=DAY),
+        ("transfers.overall (ms)", millis(transfers.timers.overall), 10..=DAY),
+        ("transfers.guard (ms)", millis(transfers.timers.guard), 0..=DAY),
+        ("transfers.kept (ms)", millis(transfers.timers.kept), 0..=DAY),
+        ("transfers.attempts", u64::from(transfers.timers.max_attempts), 1..=100),
+        ("transfers.nixl_lease (ms)", millis(transfers.timers.nixl_lease), 10..=DAY),
+        ("transfers.transfers_per_source", u64::from(transfers.caps.transfers_per_source), 1..=1 << 20),
+        (
+            "transfers.transfers_per_destination",
+            u64::from(transfers.caps.transfers_per_destination),
+            1..=1 << 20,
+        ),
+        ("transfers.bytes_per_link (bytes)", transfers.caps.bytes_per_link, 1..=1 << 50),
+        ("transfers.pinned_bytes_per_pod (bytes)", transfers.caps.pinned_bytes_per_pod, 1..=1 << 50),
+        ("transfers.prefills_per_pod", u64::from(transfers.caps.prefills_per_pod), 1..=1 << 20),
     ]
 }

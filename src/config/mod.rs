@@ -5,6 +5,7 @@
 //! file, the file over [`Config::default`].
 
 mod file;
+mod transfers;
 mod units;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::registration::{RegistrationError, check_bind, parse_engine};
 use crate::serve::{Limits, WARMUP_LIMIT};
 use crate::snapshot::Schedule;
 use file::{File, ListenTable};
+pub use transfers::Transfers;
 
 /// Everything kvd is set to, checked.
 #[derive(Clone, Debug)]
@@ -52,6 +54,8 @@ pub struct Config {
     pub weights: TierWeights,
     /// Limits and addresses of ingest.
     pub ingest: IngestConfig,
+    /// What transfers are set to.
+    pub transfers: Transfers,
     /// Engines to follow from the start.
     pub publishers: Vec<PublisherSpec>,
 }
@@ -81,6 +85,7 @@ impl Default for Config {
             limits: Limits::default(),
             weights: TierWeights::default(),
             ingest: IngestConfig::default(),
+            transfers: Transfers::default(),
             publishers: Vec::new(),
         }
     }
@@ -182,6 +187,7 @@ impl Config {
             limits,
             weights,
             ingest,
+            transfers,
             publisher,
             listen,
         } = file;
@@ -200,6 +206,7 @@ impl Config {
         limits.apply(&mut self.limits);
         weights.apply(&mut self.weights);
         ingest.apply(&mut self.ingest);
+        transfers.apply(&mut self.transfers)?;
         for (i, table) in listen.into_iter().enumerate() {
             self.ingest.listen.push(listen_at(i, table)?);
         }

@@ -41,11 +41,13 @@ fn the_example_file_names_every_key_there_is() {
         limits,
         weights,
         ingest,
+        transfers,
         publisher,
         listen,
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
     assert!(warmup_timeout.is_some());
+    assert!(transfers.names_every_key());
     assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
@@ -136,7 +138,17 @@ fn the_example_file_names_every_key_there_is() {
 
 #[test]
 fn the_example_file_can_be_used_with_all_its_examples() {
-    let config = from_toml(&example_in_full()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (key, model) = (dir.path().join("key"), dir.path().join("config.json"));
+    std::fs::write(&key, "sixteen bytes or more").unwrap();
+    let llama = r#"{"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "hidden_size": 4096, "torch_dtype": "bfloat16"}"#;
+    std::fs::write(&model, llama).unwrap();
+    let example = example_in_full()
+        .replace("/etc/kvd/transfers.key", key.to_str().unwrap())
+        .replace("/models/llama/config.json", model.to_str().unwrap());
+    let config = from_toml(&example).unwrap();
+    assert_eq!((config.transfers.models.len(), config.transfers.config.replicas.len()), (2, 2));
     assert_eq!(config.publishers.len(), 2);
     assert_eq!(config.ingest.listen.len(), 1);
     assert_eq!(config.data_dir, Some(PathBuf::from("/var/lib/kvd")));

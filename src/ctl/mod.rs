@@ -11,6 +11,8 @@ pub mod engine_sim;
 mod explain;
 mod follow;
 pub mod kvcap;
+mod links;
+mod plan;
 mod prompt;
 mod publishers;
 mod register;
@@ -19,6 +21,7 @@ mod score;
 mod stats;
 mod target;
 mod term;
+mod transfers;
 mod verify;
 mod warmup;
 mod watch;
@@ -112,6 +115,12 @@ enum Command {
     Stats,
     /// Write whether it is known again, after a start, what the engines hold
     Warmup(warmup::WarmupArgs),
+    /// Write which transfers are under way, and what became of them
+    Transfers(transfers::TransfersArgs),
+    /// Write how a prompt would be served, and why; reserves nothing
+    Plan(plan::PlanArgs),
+    /// Write what is known of the links between pods, and what goes over them
+    Links(links::LinksArgs),
     /// Let kvd follow an engine
     Register(register::RegisterArgs),
     /// Let kvd forget an engine
@@ -180,6 +189,9 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Doctor(args) => doctor::run(global, args, out).await,
         Command::Stats => stats::run(global, out).await,
         Command::Warmup(args) => warmup::run(global, args, out).await,
+        Command::Transfers(args) => transfers::run(global, args, out).await,
+        Command::Plan(args) => plan::run(global, args, out).await,
+        Command::Links(args) => links::run(global, args, out).await,
         Command::Register(args) => register::register(global, args, out).await,
         Command::Unregister(args) => register::unregister(global, args, out).await,
         Command::Replay(args) => replay::run(global, args, out).await,

@@ -8,8 +8,8 @@
 //!
 //! [`ask`] holds what both transports share: a question is checked (see [`check`]),
 //! candidates and freshness are joined to the scores. [`grpc`] and [`http`] only
-//! translate. [`routing`] keeps what schedulers announced and when that ends, [`outcome`] compares what
-//! they report with what they were told.
+//! translate. [`transfer`] does the same for transfers. [`routing`] keeps what schedulers announced and when
+//! that ends, [`outcome`] compares what they report with what they were told.
 
 pub mod ask;
 pub mod check;
@@ -24,6 +24,7 @@ pub mod registering;
 pub mod routing;
 pub mod score_tokens;
 pub mod status;
+pub mod transfer;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -43,6 +44,7 @@ use crate::warmup::Stage;
 use outcome::Outcomes;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
+use transfer::Transfers;
 
 /// The tenant of requests and registrations that name none.
 pub const DEFAULT_TENANT: &str = "default";
@@ -68,6 +70,8 @@ pub struct Service {
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// Who coordinates transfers; `None` = nobody does.
+    pub(crate) transfers: Option<Arc<Transfers>>,
     /// The other replicas.
     pub peers: Peers,
     /// What was known before the start, and how it came back.
@@ -166,6 +170,7 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            transfers: None,
             peers: Peers::new(PeersConfig::default()),
             restored: OnceLock::new(),
             snapshots: OnceLock::new(),

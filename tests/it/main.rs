@@ -11,3 +11,4 @@ mod replicas;
 mod shapes;
 mod snapshots;
 mod support;
+mod transfers;

@@ -5,9 +5,9 @@
 //! from its root count as hits; then what is missing is stored.
 
 pub mod disk;
-mod made_up;
+pub mod made_up;
 mod rivals;
-mod trace;
+pub mod trace;
 
 use std::path::PathBuf;
 

@@ -14,7 +14,7 @@ use crate::serve::prompt::{OwnedItem, OwnedPrompt, PromptKey};
 use crate::serve::{AskError, DEFAULT_TENANT, HolderView, Service};
 
 /// What a request asks about, as its message says it.
-pub(super) struct Asking {
+pub(in crate::serve) struct Asking {
     pub tenant: String,
     pub model: String,
     pub prompt: Arc<OwnedPrompt>,
@@ -205,7 +205,7 @@ fn read_tier(tier: kv::Tier) -> Option<Tier> {
     }
 }
 
-pub(super) fn tier(tier: Tier) -> kv::Tier {
+pub(in crate::serve) fn tier(tier: Tier) -> kv::Tier {
     match tier {
         Tier::Gpu => kv::Tier::Gpu,
         Tier::Cpu => kv::Tier::Cpu,
@@ -273,15 +273,15 @@ fn publisher_state(state: PublisherState) -> kv::PublisherState {
     }
 }
 
-pub(super) fn or_default_tenant(tenant: String) -> String {
+pub(in crate::serve) fn or_default_tenant(tenant: String) -> String {
     if tenant.is_empty() { DEFAULT_TENANT.to_owned() } else { tenant }
 }
 
-pub(super) fn non_empty(text: String) -> Option<String> {
+pub(in crate::serve) fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-pub(super) fn non_zero(n: u32) -> Option<u32> {
+pub(in crate::serve) fn non_zero(n: u32) -> Option<u32> {
     (n != 0).then_some(n)
 }
 

@@ -4,7 +4,7 @@
 //! back. Rules live there, not here.
 
 mod admin;
-mod convert;
+pub(super) mod convert;
 mod dump;
 mod hash_spec;
 mod index;
@@ -15,6 +15,7 @@ mod score;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use kvproto::rpc::kv::admin_service_server::AdminServiceServer;
 use kvproto::rpc::kv::index_service_server::IndexServiceServer;
 use kvproto::rpc::kv::ingest_service_server::IngestServiceServer;
 use kvproto::rpc::kv::peer_service_server::PeerServiceServer;
+use kvproto::rpc::kv::transfer_service_server::TransferServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tonic::transport::Server;
@@ -94,6 +96,10 @@ pub async fn serve(
                 .max_decoding_message_size(most),
         )
         .add_service(
+            TransferServiceServer::new(transfer::TransferApi::new(Arc::clone(&service)))
+                .max_decoding_message_size(most),
+        )
+        .add_service(
             PeerServiceServer::new(PeerApi::new(Arc::clone(&service))).max_decoding_message_size(most),
         )
         .add_service(health_service)
@@ -115,6 +121,7 @@ pub async fn serve(
         served = server => served.context("serve gRPC"),
         () = grace => Ok(()),
         () = service.expire_routings() => Ok(()),
+        () = service.keep_transfers() => Ok(()),
         () = service.review_outcomes() => Ok(()),
         () = follow_readiness(&service, &health) => Ok(()),
     }

@@ -18,6 +18,7 @@ mod register;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod transfer;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -53,6 +54,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/healthz", get(inspect::healthz))
         .route("/readyz", get(inspect::readyz))
         .route("/metrics", get(inspect::export_metrics))
+        .merge(transfer::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(Http { service, bodies }))

@@ -1,0 +1,124 @@
+//! Which requests come when, and how long their answers are.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::tier::made_up::{self, Kind};
+use crate::tier::trace::Trace;
+
+/// Tokens per block of every trace.
+pub const BLOCK: u32 = 512;
+/// Part of the clients that go away while their prompt is being prefilled.
+const GONE: f64 = 0.01;
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Seconds since the beginning.
+    pub at: f64,
+    /// Whole blocks of the prompt, each standing for itself and all before it.
+    pub chain: Vec<u32>,
+    /// Tokens of the prompt.
+    pub tokens: u32,
+    /// Tokens of the answer.
+    pub output: u32,
+    /// The client will not wait for the answer.
+    pub gone: bool,
+}
+
+/// Requests in the order they come.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// What to call it.
+    pub name: String,
+    /// The requests.
+    pub jobs: Vec<Job>,
+}
+
+impl Workload {
+    /// Reads a trace in Mooncake's format.
+    pub fn read(path: &Path) -> anyhow::Result<Workload> {
+        let trace = Trace::read(path)?;
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let mut lengths = Vec::with_capacity(trace.requests.len());
+        for (n, line) in text.lines().enumerate() {
+            let value: serde_json::Value = serde_json::from_str(line)?;
+            let number = |key: &str| value[key].as_u64().with_context(|| format!("line {}: no {key}", n + 1));
+            lengths.push((number("timestamp")?, number("input_length")?, number("output_length")?));
+        }
+        // As the trace itself is sorted.
+        lengths.sort_by_key(|l| l.0);
+        let mut dice = Dice(0x5eed);
+        let jobs = trace.requests.iter().zip(&lengths).map(|(r, (_, input, output))| {
+            let tokens = (*input).max(1) as u32;
+            Job {
+                at: r.at as f64 / 1e3,
+                chain: r.chain[..r.chain.len().min((tokens / BLOCK) as usize)].to_vec(),
+                tokens,
+                output: (*output).max(1) as u32,
+                gone: dice.unit() < GONE,
+            }
+        });
+        Ok(Workload { name: trace.name.clone(), jobs: jobs.collect() })
+    }
+
+    /// A made-up trace; its answers are as long as people's conversations have them.
+    pub fn made_up(kind: Kind, seed: u64) -> Workload {
+        let trace = made_up::make(kind, seed);
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9) | 1);
+        let jobs = trace.requests.iter().map(|r| Job {
+            at: r.at as f64 / 1e3,
+            chain: r.chain.clone(),
+            // The last block is followed by part of another.
+            tokens: r.chain.len() as u32 * BLOCK + 1 + (dice.unit() * f64::from(BLOCK - 1)) as u32,
+            // Log-normal around 250, as the recorded conversations are around 350 on average.
+            output: (250.0 * (dice.normal() * 0.9).exp()).clamp(1.0, 4000.0) as u32,
+            gone: dice.unit() < GONE,
+        });
+        Workload { name: trace.name.clone(), jobs: jobs.collect() }
+    }
+
+    /// The first so many, for short runs.
+    pub fn first(mut self, jobs: usize) -> Workload {
+        self.jobs.truncate(jobs);
+        self
+    }
+
+    /// Plays it so fast that computing what nobody has seen before takes this part of the time of
+    /// `pods` pods, one of which computes a token in `token_s` and attends as `parity` says.
+    pub fn at_load(mut self, load: f64, pods: usize, token_s: f64, parity: f64) -> Workload {
+        let mut seen = std::collections::HashSet::new();
+        let mut work = 0.0;
+        for job in &self.jobs {
+            let known = job.chain.iter().take_while(|b| seen.contains(*b)).count() as f64 * f64::from(BLOCK);
+            let n = f64::from(job.tokens);
+            work += (n - known) * (1.0 + (n + known) / (2.0 * parity));
+            seen.extend(job.chain.iter().copied());
+        }
+        let begin = self.jobs.first().map_or(0.0, |j| j.at);
+        let lasts = self.jobs.last().map_or(1.0, |j| j.at - begin).max(1.0);
+        let faster = load * pods as f64 * lasts / (work * token_s);
+        for job in &mut self.jobs {
+            job.at = (job.at - begin) / faster;
+        }
+        self
+    }
+}
+
+/// xorshift64*
+struct Dice(u64);
+
+impl Dice {
+    fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
+    }
+}
