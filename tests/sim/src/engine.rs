@@ -341,10 +341,10 @@ impl Engine {
         let hashes = &self.hashes[request.conversation];
         let conversation = &self.talk.conversations[request.conversation];
         let mut kept = Vec::new();
-        for b in from..full {
+        for (b, hash) in hashes.iter().enumerate().take(full).skip(from) {
             if let Some(id) = request.blocks[i][b] {
-                self.pool.cache(id, group, hashes[b]);
-                kept.push(hashes[b]);
+                self.pool.cache(id, group, *hash);
+                kept.push(*hash);
             }
         }
         let n = self.shape.block as usize;
