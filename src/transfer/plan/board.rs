@@ -36,6 +36,10 @@ pub(super) struct Seat {
     pub price: f64,
     /// What decoding here costs others, seconds.
     pub seat_s: f64,
+    /// What it costs others that this prompt's tokens are stored here, seconds.
+    pub keep_s: f64,
+    /// Seconds until there is room to decode here.
+    pub room_s: f64,
     pub egress: Flow,
     pub ingress: Flow,
     /// Whether a limit keeps it from prefilling for others, being read from, being written to.
@@ -169,8 +173,10 @@ fn seat(
         queue_s: waiting as f64 * cost.token_s,
         token_s: cost.token_s,
         overhead_s: cost.overhead_s,
-        price: policy.crowd * crowd + policy.stall * running,
+        price: policy.crowd * crowd + policy.stall * running + waiting_for_room(pod, n),
         seat_s: policy.seat.as_secs_f64() * running,
+        keep_s: policy.keep * cost.token_s * f64::from(n - hit),
+        room_s: room_s(pod, n, policy),
         egress: r.egress,
         ingress: r.ingress,
         full_prefill: r.prefills >= caps.prefills_per_pod,
@@ -179,6 +185,22 @@ fn seat(
         pin_room: caps.pinned_bytes_per_pod.saturating_sub(r.pinned_bytes),
         avoided: false,
     }
+}
+
+/// Seconds until a prompt of `n` tokens finds room: as much is free each second as is held, over
+/// how long a request stays.
+fn room_s(pod: &Candidate, n: u32, policy: &Policy) -> f64 {
+    let room = pod.load.cache_tokens;
+    let over = pod.load.committed_tokens.saturating_add(u64::from(n)).saturating_sub(room);
+    if room == 0 { 0.0 } else { policy.stay.as_secs_f64() * over as f64 / room as f64 }
+}
+
+/// Requests that wait until those that run have left, taken to be as long as this one. A prefill
+/// beside those that run holds them all up.
+fn waiting_for_room(pod: &Candidate, n: u32) -> f64 {
+    let room = pod.load.cache_tokens;
+    let over = pod.load.committed_tokens.saturating_sub(room);
+    if room == 0 { 0.0 } else { over as f64 / f64::from(n.max(1)) }
 }
 
 /// What can be pulled from a pod without a prefill there: what lies in host memory, through vLLM's
