@@ -10,10 +10,13 @@ mod http;
 mod http_client;
 mod ingest;
 mod machine;
+mod plan;
 mod plan_parts;
+mod recovery;
 mod report;
 mod score;
 mod server;
+mod snapshot;
 mod throughput;
 mod tier;
 mod transfers;
@@ -59,10 +62,16 @@ enum Workload {
     Throughput(throughput::Args),
     /// What does it cost to decode and apply an engine's events?
     Ingest(ingest::Args),
+    /// How soon does kvd know again what it knew, from its disk and from another replica?
+    Recovery(recovery::Args),
+    /// What does it cost to write down what the index holds, and to read it again?
+    Snapshot(snapshot::Args),
     /// How often does the tier policy have what is asked for, beside published policies?
     Tier(tier::Args),
     /// How fast does the store write and read, beside the disk itself?
     Disk(tier::disk::Args),
+    /// How long does PlanTransfer take, and how many does one processor make?
+    Plan(plan::Args),
     /// How many transfers does one processor plan in a second?
     PlanParts(plan_parts::Args),
     /// How soon come first tokens, by who decides where prefill happens and what moves?
@@ -100,8 +109,11 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Score(args) => score::run(&setting, &args),
         Workload::Throughput(args) => throughput::run(&setting, &args),
         Workload::Ingest(args) => ingest::run(&setting, &args),
+        Workload::Recovery(args) => recovery::run(&setting, &args),
+        Workload::Snapshot(args) => snapshot::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
+        Workload::Plan(args) => plan::run(&setting, &args),
         Workload::PlanParts(args) => plan_parts::run(&setting, &args),
         Workload::Transfers(args) => transfers::run(&args),
     };

@@ -4,6 +4,7 @@
 #[allow(missing_docs, clippy::all, reason = "generated code")]
 pub mod kv {
     tonic::include_proto!("kv.v1");
+    include!(concat!(env!("OUT_DIR"), "/kv.v1.serde.rs"));
 }
 
 /// `indexer.v1`: llm-d's index service, so that its clients work unchanged.

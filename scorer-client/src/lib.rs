@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Ask before routing, tell kvd afterwards where the request went ([`ScorerClient::record_routing`]),
-//! so that the next one counts on blocks that are not there yet but will be. Every call ends
+//! so that the next one counts on blocks that are not there yet but will be, and when it is done what its
+//! engine had cached ([`ScorerClient::report_outcome`]), so that kvd finds out when it is wrong. Every call ends
 //! within its deadline (5 ms unless set otherwise): a scheduler that gets
 //! [`ScoreError::Deadline`] or [`ScoreError::Unavailable`] routes without kvd.
 //!
@@ -35,23 +36,32 @@
 //! Sending tokens is simplest. [`PromptHasher`] hashes on the client instead, which is an eighth
 //! of the bytes at blocks of 16 and shares the hashing between several questions about one prompt.
 //!
+//! [`ScorerClient::plan`] asks how a prompt is to be served where prefill and decode are apart, and
+//! [`ScorerClient::report`] says what became of it.
+//!
 //! Read [`ScorerClient`] first, then [`Prompt`] and [`Scores`].
 
 mod call;
 mod client;
 mod error;
 mod hasher;
+mod outcome;
 mod prompt;
 mod scores;
 mod stream;
+mod transfer;
 
 pub use call::{HashSpecCall, RoutingCall, ScoreCall};
 pub use client::{Builder, ScorerClient};
 pub use error::{ConnectError, ScoreError};
 pub use hasher::{HashSpec, HashVector, HasherError, PromptHasher};
+pub use outcome::{Outcome, OutcomeCall, Outcomes, Verdict};
 pub use prompt::Prompt;
 pub use scores::{Endpoint, EndpointScore, Freshness, PublisherState, Routed, Scores};
 pub use stream::{ScoreReceiver, ScoreSender, StreamAnswer};
+pub use transfer::{PlanCall, Planned, ReportCall, Retry};
 
 pub use kvproto::hash::canonical::MmItem;
+/// The messages of transfers: pods, phases, decisions.
+pub use kvproto::rpc::kv;
 pub use kvproto::{EngineHash, SeqHash, Tier};

@@ -10,11 +10,14 @@ use kvindex::{IndexConfig, TierWeights};
 use kvproto::hash::llmd;
 use serde::Deserialize;
 
+use super::transfers::TransfersTable;
 use super::units::{Bytes, Time};
 use super::{Config, ConfigError, invalid, set};
 use crate::ingest::IngestConfig;
+use crate::peers::PeersConfig;
 use crate::registration::Registration;
 use crate::serve::Limits;
+use crate::snapshot::Schedule;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -24,11 +27,15 @@ pub(super) struct File {
     pub http_listen: Option<String>,
     pub data_dir: Option<PathBuf>,
     pub drain_timeout: Option<Time>,
+    pub warmup_timeout: Option<Time>,
+    pub snapshot: SnapshotTable,
+    pub peers: PeersTable,
     pub log: LogTable,
     pub index: IndexTable,
     pub limits: LimitsTable,
     pub weights: WeightsTable,
     pub ingest: IngestTable,
+    pub transfers: TransfersTable,
     pub publisher: Vec<Registration>,
     pub listen: Vec<ListenTable>,
 }
@@ -38,6 +45,20 @@ pub(super) struct File {
 pub(super) struct LogTable {
     pub level: Option<String>,
     pub format: Option<String>,
+}
+
+/// `[snapshot]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct SnapshotTable {
+    pub interval: Option<Time>,
+    pub keep: Option<usize>,
+}
+
+/// `[peers]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PeersTable {
+    pub addresses: Option<Vec<String>>,
+    pub compare_every: Option<Time>,
 }
 
 /// `[index]`
@@ -63,6 +84,10 @@ pub(super) struct LimitsTable {
     pub max_score_tokens: Option<usize>,
     pub max_score_token_memory: Option<Bytes>,
     pub score_token_ttl: Option<Time>,
+    pub max_predictions: Option<usize>,
+    pub max_prediction_memory: Option<Bytes>,
+    pub prediction_ttl: Option<Time>,
+    pub outcome_review: Option<Time>,
     pub stream_concurrency: Option<usize>,
 }
 
@@ -89,6 +114,7 @@ pub(super) struct IngestTable {
     pub replay_total: Option<Time>,
     pub held_batches: Option<usize>,
     pub held_size: Option<Bytes>,
+    pub suspect_ttl: Option<Time>,
     pub max_publishers: Option<usize>,
 }
 
@@ -145,6 +171,10 @@ impl LimitsTable {
             max_score_tokens,
             max_score_token_memory,
             score_token_ttl,
+            max_predictions,
+            max_prediction_memory,
+            prediction_ttl,
+            outcome_review,
             stream_concurrency,
         } = self;
         set(&mut to.max_tokens, max_tokens);
@@ -157,7 +187,27 @@ impl LimitsTable {
         set(&mut to.max_score_tokens, max_score_tokens);
         set(&mut to.max_score_token_bytes, max_score_token_memory.map(|b| b.0));
         set(&mut to.score_token_ttl, score_token_ttl.map(|t| t.0));
+        set(&mut to.max_predictions, max_predictions);
+        set(&mut to.max_prediction_bytes, max_prediction_memory.map(|b| b.0));
+        set(&mut to.prediction_ttl, prediction_ttl.map(|t| t.0));
+        set(&mut to.outcome_review, outcome_review.map(|t| t.0));
         set(&mut to.stream_concurrency, stream_concurrency);
+    }
+}
+
+impl SnapshotTable {
+    pub(super) fn apply(self, to: &mut Schedule) {
+        let SnapshotTable { interval, keep } = self;
+        set(&mut to.every, interval.map(|t| t.0));
+        set(&mut to.keep, keep);
+    }
+}
+
+impl PeersTable {
+    pub(super) fn apply(self, to: &mut PeersConfig) {
+        let PeersTable { addresses, compare_every } = self;
+        set(&mut to.addresses, addresses);
+        set(&mut to.compare_every, compare_every.map(|t| t.0));
     }
 }
 
@@ -183,6 +233,7 @@ impl IngestTable {
             replay_total,
             held_batches,
             held_size,
+            suspect_ttl,
             max_publishers,
         } = self;
         set(&mut to.threads, threads);
@@ -195,18 +246,24 @@ impl IngestTable {
         set(&mut to.replay_total, replay_total.map(|t| t.0));
         set(&mut to.held_batches, held_batches);
         set(&mut to.held_bytes, held_size.map(|b| b.0));
+        set(&mut to.doubt_for, suspect_ttl.map(|t| t.0));
         set(&mut to.max_publishers, max_publishers);
     }
 }
 
 /// Every number with bounds: its key, its value and what it may be. Durations in milliseconds.
 pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive<u64>)> {
+    let transfers = &config.transfers.config;
     let Config { index, limits, ingest, .. } = config;
     let count = |n: usize| n as u64;
     let millis = |d: std::time::Duration| d.as_millis() as u64;
     const DAY: u64 = 86_400_000;
     vec![
         ("drain_timeout (ms)", millis(config.drain_timeout), 0..=DAY),
+        ("warmup_timeout (ms)", millis(config.warmup_timeout), 0..=DAY),
+        ("snapshot.interval (ms)", millis(config.snapshot.every), 0..=DAY),
+        ("peers.compare_every (ms)", millis(config.peers.compare_every), 0..=DAY),
+        ("snapshot.keep", count(config.snapshot.keep), 1..=1000),
         ("index.max_blocks_per_publisher", count(index.max_blocks_per_holder), 1..=1 << 31),
         ("index.max_memory (bytes)", index.max_bytes, 1 << 20..=u64::MAX),
         ("index.max_speculative", count(index.max_speculative), 0..=1 << 31),
@@ -220,6 +277,10 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("limits.max_score_tokens", count(limits.max_score_tokens), 0..=1 << 24),
         ("limits.max_score_token_memory (bytes)", count(limits.max_score_token_bytes), 0..=1 << 40),
         ("limits.score_token_ttl (ms)", millis(limits.score_token_ttl), 1..=DAY),
+        ("limits.max_predictions", count(limits.max_predictions), 0..=1 << 24),
+        ("limits.max_prediction_memory (bytes)", count(limits.max_prediction_bytes), 0..=1 << 40),
+        ("limits.prediction_ttl (ms)", millis(limits.prediction_ttl), 1..=DAY),
+        ("limits.outcome_review (ms)", millis(limits.outcome_review), 1..=DAY),
         ("limits.stream_concurrency", count(limits.stream_concurrency), 1..=1 << 16),
         ("ingest.threads", count(ingest.threads), 1..=256),
         ("ingest.queue_messages", count(ingest.queue_messages), 1..=1 << 24),
@@ -231,6 +292,29 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("ingest.replay_total (ms)", millis(ingest.replay_total), 1..=DAY),
         ("ingest.held_batches", count(ingest.held_batches), 0..=1 << 24),
         ("ingest.held_size (bytes)", count(ingest.held_bytes), 0..=1 << 36),
+        ("ingest.suspect_ttl (ms)", millis(ingest.doubt_for), 0..=DAY),
         ("ingest.max_publishers", count(ingest.max_publishers), 1..=1 << 20),
+        ("transfers.forward_timeout (ms)", millis(transfers.forward_timeout), 1..=60_000),
+        ("transfers.max_live", count(transfers.bounds.live), 1..=1 << 24),
+        ("transfers.max_over", count(transfers.bounds.over), 1..=1 << 24),
+        ("transfers.prompt_memory (bytes)", count(transfers.prompt_bytes), 0..=1 << 40),
+        ("transfers.planned (ms)", millis(transfers.timers.planned), 10..=DAY),
+        ("transfers.prefilling (ms)", millis(transfers.timers.prefilling), 10..=DAY),
+        ("transfers.ready (ms)", millis(transfers.timers.ready), 10..=DAY),
+        ("transfers.pulling (ms)", millis(transfers.timers.pulling), 10..=DAY),
+        ("transfers.overall (ms)", millis(transfers.timers.overall), 10..=DAY),
+        ("transfers.guard (ms)", millis(transfers.timers.guard), 0..=DAY),
+        ("transfers.kept (ms)", millis(transfers.timers.kept), 0..=DAY),
+        ("transfers.attempts", u64::from(transfers.timers.max_attempts), 1..=100),
+        ("transfers.nixl_lease (ms)", millis(transfers.timers.nixl_lease), 10..=DAY),
+        ("transfers.transfers_per_source", u64::from(transfers.caps.transfers_per_source), 1..=1 << 20),
+        (
+            "transfers.transfers_per_destination",
+            u64::from(transfers.caps.transfers_per_destination),
+            1..=1 << 20,
+        ),
+        ("transfers.bytes_per_link (bytes)", transfers.caps.bytes_per_link, 1..=1 << 50),
+        ("transfers.pinned_bytes_per_pod (bytes)", transfers.caps.pinned_bytes_per_pod, 1..=1 << 50),
+        ("transfers.prefills_per_pod", u64::from(transfers.caps.prefills_per_pod), 1..=1 << 20),
     ]
 }

@@ -33,15 +33,23 @@ fn the_example_file_names_every_key_there_is() {
         http_listen,
         data_dir,
         drain_timeout,
+        warmup_timeout,
+        snapshot,
+        peers,
         log,
         index,
         limits,
         weights,
         ingest,
+        transfers,
         publisher,
         listen,
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
+    assert!(warmup_timeout.is_some());
+    assert!(transfers.names_every_key());
+    assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
+    assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
     assert!(matches!(
         index,
@@ -66,6 +74,10 @@ fn the_example_file_names_every_key_there_is() {
             max_score_tokens: Some(_),
             max_score_token_memory: Some(_),
             score_token_ttl: Some(_),
+            max_predictions: Some(_),
+            max_prediction_memory: Some(_),
+            prediction_ttl: Some(_),
+            outcome_review: Some(_),
             stream_concurrency: Some(_),
         }
     ));
@@ -86,6 +98,7 @@ fn the_example_file_names_every_key_there_is() {
             replay_total: Some(_),
             held_batches: Some(_),
             held_size: Some(_),
+            suspect_ttl: Some(_),
             max_publishers: Some(_),
         }
     ));
@@ -125,7 +138,17 @@ fn the_example_file_names_every_key_there_is() {
 
 #[test]
 fn the_example_file_can_be_used_with_all_its_examples() {
-    let config = from_toml(&example_in_full()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (key, model) = (dir.path().join("key"), dir.path().join("config.json"));
+    std::fs::write(&key, "sixteen bytes or more").unwrap();
+    let llama = r#"{"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "hidden_size": 4096, "torch_dtype": "bfloat16"}"#;
+    std::fs::write(&model, llama).unwrap();
+    let example = example_in_full()
+        .replace("/etc/kvd/transfers.key", key.to_str().unwrap())
+        .replace("/models/llama/config.json", model.to_str().unwrap());
+    let config = from_toml(&example).unwrap();
+    assert_eq!((config.transfers.models.len(), config.transfers.config.replicas.len()), (2, 2));
     assert_eq!(config.publishers.len(), 2);
     assert_eq!(config.ingest.listen.len(), 1);
     assert_eq!(config.data_dir, Some(PathBuf::from("/var/lib/kvd")));

@@ -5,11 +5,14 @@
 
 pub mod capture;
 pub mod client;
+mod doctor;
 mod dump;
 pub mod engine_sim;
 mod explain;
 mod follow;
 pub mod kvcap;
+mod links;
+mod plan;
 mod prompt;
 mod publishers;
 mod register;
@@ -18,7 +21,9 @@ mod score;
 mod stats;
 mod target;
 mod term;
+mod transfers;
 mod verify;
+mod warmup;
 mod watch;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -37,6 +42,7 @@ use term::Paint;
     about = "Looks into a running kvd, feeds it recorded engine streams, and checks its answers",
     after_help = "\
 Examples:
+  kvctl doctor
   kvctl publishers
   kvctl score --model llama --tokens 1,2,3,4
   kvctl dump --json | head
@@ -103,8 +109,18 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Write whom kvd follows and how that is going
     Publishers(publishers::ListArgs),
+    /// Write what is wrong, and what to do about it
+    Doctor(doctor::DoctorArgs),
     /// Write what kvd as a whole holds and does
     Stats,
+    /// Write whether it is known again, after a start, what the engines hold
+    Warmup(warmup::WarmupArgs),
+    /// Write which transfers are under way, and what became of them
+    Transfers(transfers::TransfersArgs),
+    /// Write how a prompt would be served, and why; reserves nothing
+    Plan(plan::PlanArgs),
+    /// Write what is known of the links between pods, and what goes over them
+    Links(links::LinksArgs),
     /// Let kvd follow an engine
     Register(register::RegisterArgs),
     /// Let kvd forget an engine
@@ -170,7 +186,12 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Score(args) => score::run(global, args, out).await,
         Command::Explain(args) => explain::run(global, args, out).await,
         Command::Publishers(args) => publishers::list(global, args, out).await,
+        Command::Doctor(args) => doctor::run(global, args, out).await,
         Command::Stats => stats::run(global, out).await,
+        Command::Warmup(args) => warmup::run(global, args, out).await,
+        Command::Transfers(args) => transfers::run(global, args, out).await,
+        Command::Plan(args) => plan::run(global, args, out).await,
+        Command::Links(args) => links::run(global, args, out).await,
         Command::Register(args) => register::register(global, args, out).await,
         Command::Unregister(args) => register::unregister(global, args, out).await,
         Command::Replay(args) => replay::run(global, args, out).await,

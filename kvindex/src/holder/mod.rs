@@ -8,6 +8,7 @@
 //! another name it moves to a domain whose names agree with its own, or to a new one ([`domain`]);
 //! once it has called another's block by the same name it stays.
 
+mod carry;
 mod domain;
 mod inspect;
 mod learn;
@@ -23,6 +24,8 @@ use crate::pool::{CANONICAL, Forests};
 use crate::profile::{Mask, Profile};
 use crate::types::{Applied, HolderSpec, HolderStats};
 
+pub(crate) use carry::{Learnt, Misfits, OddBlock, OddKnown};
+
 use odd::Odd;
 
 /// One engine.
@@ -32,6 +35,8 @@ pub(crate) struct Holder {
     slot: Slot,
     /// A number for what it tells until it is reset.
     creator: u32,
+    /// Batches since it has this number.
+    applied: u64,
     max_blocks: usize,
     /// Names blocks by llm-d's request keys too, where the deployment asks by them.
     llmd: Option<Llmd>,
@@ -100,6 +105,7 @@ impl Holder {
             spec,
             slot,
             creator: *desk.next_creator,
+            applied: 0,
             max_blocks,
             llmd,
             domain,
@@ -114,22 +120,52 @@ impl Holder {
         }
     }
 
+    /// The same engine with nothing held, in another slot: what was learnt of it stays.
+    pub fn successor(&self, slot: Slot, desk: &mut Desk<'_>) -> Holder {
+        let new = Holder::new(self.spec.clone(), slot, self.max_blocks, self.llmd, desk);
+        desk.forests.part(new.domain);
+        desk.forests.join(self.domain);
+        let HolderStats { refused, dropped, .. } = self.stats;
+        Holder {
+            domain: self.domain,
+            agreed: self.agreed,
+            seeds: self.seeds.clone(),
+            profile: self.profile.clone(),
+            stats: HolderStats { refused, dropped, ..HolderStats::default() },
+            ..new
+        }
+    }
+
+    /// Its place among the pool's holders.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
     /// Applies the events in order.
     pub fn apply(&mut self, batch: &Batch<'_>, desk: &mut Desk<'_>) -> Applied {
         let mut done = Applied::default();
-        desk.pen(self.domain).tick();
-        for event in batch.events() {
-            match event {
-                Event::Stored(s) => self.stored(&s, desk, &mut done),
-                Event::Removed(r) => self.removed(&r, desk, &mut done),
-                Event::Cleared(c) => {
-                    done.cleared += 1;
-                    self.clear_tier(c.tier, desk);
-                }
-            }
-        }
+        self.begin(desk);
+        batch.events().for_each(|event| self.apply_event(&event, desk, &mut done));
         self.stats.refused += u64::from(done.refused);
         done
+    }
+
+    /// Time goes on by a batch.
+    pub fn begin(&mut self, desk: &mut Desk<'_>) {
+        self.applied += 1;
+        desk.pen(self.domain).tick();
+    }
+
+    /// Applies one event of a batch.
+    pub fn apply_event(&mut self, event: &Event<'_>, desk: &mut Desk<'_>, done: &mut Applied) {
+        match event {
+            Event::Stored(s) => self.stored(s, desk, done),
+            Event::Removed(r) => self.removed(r, desk, done),
+            Event::Cleared(c) => {
+                done.cleared += 1;
+                self.clear_tier(c.tier, desk);
+            }
+        }
     }
 
     /// Forgets everything, also what was learnt of the engine.
@@ -295,6 +331,11 @@ impl Holder {
     /// (Block, holder) pairs at known places, each place once.
     pub fn entries(&self) -> u64 {
         self.stats.blocks - self.odd.held() as u64 + self.odd.places() as u64
+    }
+
+    /// Counts blocks refused by events that were applied one by one.
+    pub fn count_refused(&mut self, n: u32) {
+        self.stats.refused += u64::from(n);
     }
 
     /// Whether something of this holder is not in its forest.

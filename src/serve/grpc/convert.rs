@@ -14,7 +14,7 @@ use crate::serve::prompt::{OwnedItem, OwnedPrompt, PromptKey};
 use crate::serve::{AskError, DEFAULT_TENANT, HolderView, Service};
 
 /// What a request asks about, as its message says it.
-pub(super) struct Asking {
+pub(in crate::serve) struct Asking {
     pub tenant: String,
     pub model: String,
     pub prompt: Arc<OwnedPrompt>,
@@ -123,6 +123,38 @@ fn read_prompt(
     Ok(Arc::new(read))
 }
 
+/// A prompt as a message, and the block size that goes with it. `indexed` is llm-d's algorithm that the
+/// index also names its blocks by, if any.
+pub(super) fn write_prompt(prompt: &OwnedPrompt, indexed: Option<Algo>) -> (kv::Prompt, u32) {
+    use kv::prompt::Key;
+
+    let hashes =
+        |kind: kv::HashKind, hashes: Vec<u64>| Key::Hashes(kv::BlockHashes { kind: kind.into(), hashes });
+    let key = match &prompt.key {
+        PromptKey::Tokens(ids) => {
+            Key::TokenIdsLe(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>().into())
+        }
+        PromptKey::Canonical(h) => hashes(kv::HashKind::Canonical, h.iter().map(|h| h.0).collect()),
+        PromptKey::Engine(h) => hashes(kv::HashKind::Engine, h.iter().map(|h| h.0).collect()),
+        PromptKey::Llmd(h) => {
+            let kind = match indexed {
+                Some(Algo::Xxh64) => kv::HashKind::LlmdXxh64,
+                Some(Algo::CborFnv) | None => kv::HashKind::LlmdCborFnv,
+            };
+            hashes(kind, h.iter().map(|h| h.0).collect())
+        }
+    };
+    let item = |i: &OwnedItem| kv::MmItem { hash: i.identifier.clone(), offset: i.offset, length: i.length };
+    let prompt_message = kv::Prompt {
+        key: Some(key),
+        lora_name: prompt.lora.clone().unwrap_or_default(),
+        cache_salt: prompt.cache_salt.clone().unwrap_or_default(),
+        mm_items: prompt.items.iter().map(item).collect(),
+        continues: String::new(),
+    };
+    (prompt_message, prompt.block_size.unwrap_or(0))
+}
+
 fn read_token_ids(bytes: &Bytes) -> Result<Vec<u32>, AskError> {
     let (ids, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {
@@ -173,7 +205,7 @@ fn read_tier(tier: kv::Tier) -> Option<Tier> {
     }
 }
 
-pub(super) fn tier(tier: Tier) -> kv::Tier {
+pub(in crate::serve) fn tier(tier: Tier) -> kv::Tier {
     match tier {
         Tier::Gpu => kv::Tier::Gpu,
         Tier::Cpu => kv::Tier::Cpu,
@@ -207,6 +239,8 @@ pub(super) fn endpoint_score(
         speculative_blocks: if speculative { score.speculative } else { 0 },
         mm_match_blocks: score.mm_matched,
         freshness: Some(freshness(&view.freshness, now)),
+        distrusted_blocks: view.held_back.map_or(0, |h| h.blocks),
+        suspect_blocks: if score.suspect > score.cached { score.suspect } else { 0 },
     }
 }
 
@@ -239,15 +273,15 @@ fn publisher_state(state: PublisherState) -> kv::PublisherState {
     }
 }
 
-pub(super) fn or_default_tenant(tenant: String) -> String {
+pub(in crate::serve) fn or_default_tenant(tenant: String) -> String {
     if tenant.is_empty() { DEFAULT_TENANT.to_owned() } else { tenant }
 }
 
-pub(super) fn non_empty(text: String) -> Option<String> {
+pub(in crate::serve) fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-pub(super) fn non_zero(n: u32) -> Option<u32> {
+pub(in crate::serve) fn non_zero(n: u32) -> Option<u32> {
     (n != 0).then_some(n)
 }
 

@@ -11,12 +11,14 @@ mod dump;
 mod error;
 mod hashes;
 mod inspect;
+mod outcome;
 mod params;
 mod query;
 mod register;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod transfer;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -45,12 +47,14 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/unregister", post(register::unregister))
         .route("/query", post(query::by_tokens))
         .route("/query_by_hash", post(query::by_hash))
+        .route("/report_outcome", post(outcome::report))
         .route("/publishers", get(inspect::publishers))
         .route("/workers", get(inspect::workers))
         .route("/dump", get(dump::dump))
         .route("/healthz", get(inspect::healthz))
         .route("/readyz", get(inspect::readyz))
         .route("/metrics", get(inspect::export_metrics))
+        .merge(transfer::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(Arc::new(Http { service, bodies }))

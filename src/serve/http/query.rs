@@ -1,9 +1,10 @@
 //! How much of a prompt does every instance hold? `/query` and `/query_by_hash`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use kvindex::{Answer, Prompt, Query};
 use kvproto::hash::canonical::MmItem;
@@ -15,7 +16,13 @@ use super::error::{Refusal, json};
 use super::hashes::Hash64;
 use super::params::{Format, Params, Shape, read_shape};
 use super::{Http, answer, body, tokens};
+use crate::outcome::predictions::RequestName;
+use crate::serve::prompt::OwnedPrompt;
 use crate::serve::{AskError, Asked, DEFAULT_TENANT, Service};
+
+/// Says, in percent, for how many of the candidates the answer is known to be exact; only where not
+/// for all.
+const COVERAGE: HeaderName = HeaderName::from_static("kvd-coverage");
 
 /// The body of both. Empty texts are as good as none.
 #[derive(Debug, Deserialize)]
@@ -23,6 +30,8 @@ struct QueryBody {
     #[serde(alias = "modelname", alias = "model_name")]
     model: Option<String>,
     tenant_id: Option<String>,
+    /// Under which the outcome is reported later.
+    request_id: Option<String>,
     instance_id: Option<String>,
     block_size: Option<u32>,
     #[serde(alias = "additional_salt")]
@@ -85,6 +94,11 @@ pub(super) async fn by_hash(
     respond(&http.service, &body, Prompt::Canonical(&canonical), shape, ask)
 }
 
+/// Part of the candidates whose publisher is followed without a loss, in percent, rounded down.
+fn coverage_percent(coverage: f64) -> u32 {
+    (coverage * 100.0) as u32
+}
+
 /// The body of `/query`. Its array of tokens is long, so that is read apart.
 fn read_token_query(bytes: &[u8]) -> Result<QueryBody, Refusal> {
     if let Some((rest, ids)) = tokens::split(bytes, "token_ids")
@@ -117,11 +131,24 @@ fn respond(
         speculative: false,
         weights: service.weights,
     };
+    let request_id = non_empty(&body.request_id);
+    service.check_text("request_id", request_id.unwrap_or_default()).map_err(refuse)?;
+    let began = Instant::now();
     let asked = ask(&query).map_err(refuse)?;
-    Ok(match shape {
+    // Of hashes it is not known what kind they are, so that what was said cannot be asked again.
+    if let (Some(id), Prompt::Tokens { .. }) = (request_id, prompt) {
+        let prompt = Arc::new(OwnedPrompt::of(prompt, body.block_size));
+        service.remember(&[RequestName::Id(id)], tenant, model, &prompt, &asked, began);
+    }
+    let mut response = match shape {
         Shape::Conductor => json(StatusCode::OK, &answer::conductor(tenant, &asked)),
         Shape::Dynamo => json(StatusCode::OK, &answer::dynamo(&asked)),
-    })
+    };
+    // The shapes are others'; how far to trust an answer stands beside it.
+    if asked.degraded {
+        response.headers_mut().insert(COVERAGE, HeaderValue::from(coverage_percent(asked.coverage)));
+    }
+    Ok(response)
 }
 
 /// Hashes do not say whose they are, and a client may have the canonical ones, those of its
@@ -157,7 +184,7 @@ fn keep_better(asked: &mut Asked, service: &Service, query: &Query<'_>) -> Resul
 }
 
 /// A refused question, by the names that the fields have here.
-fn refuse(error: AskError) -> Refusal {
+pub(super) fn refuse(error: AskError) -> Refusal {
     let field = match error.field() {
         "hashes" => "seq_hashes",
         "additional_salt" => "additionalsalt",
@@ -167,6 +194,6 @@ fn refuse(error: AskError) -> Refusal {
     Refusal::bad(field, error.to_string())
 }
 
-fn non_empty(text: &Option<String>) -> Option<&str> {
+pub(super) fn non_empty(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|t| !t.is_empty())
 }
