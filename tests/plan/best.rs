@@ -240,8 +240,12 @@ impl<'a> Evaluator<'a> {
         if q.constraints.max_bytes.is_some_and(|most| moved > most) {
             return None;
         }
-        let stored =
-            |pod: usize| f64::from(q.prompt_tokens - self.has(pod)) * self.c.starting.token_s * policy.keep;
+        let most = q.pods.iter().map(|p| p.held.cached.max(p.held.cpu_alone)).max().unwrap_or(0);
+        let again = (f64::from(most) / f64::from(q.prompt_tokens)).min(1.0);
+        // At most what computing it costs, which is also where nothing of the prompt is new.
+        let keep = (policy.keep * again / (1.0 - again)).min(1.0);
+        let lacks = |pod: usize| f64::from(q.prompt_tokens - self.has(pod));
+        let stored = |pod: usize| keep * lacks(pod) * self.c.starting.token_s;
         cost += stored(way.compute) + if way.compute == way.decode { 0.0 } else { stored(way.decode) };
         Some(cost + policy.seat.as_secs_f64() * running(way.decode))
     }

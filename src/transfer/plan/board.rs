@@ -1,14 +1,14 @@
 //! A question in numbers: looked up once, so that the search over pairs touches nothing else.
 
 use std::hash::{Hash, Hasher};
-use std::time::Duration;
 
 use kvproto::Tier;
 use rustc_hash::FxHasher;
 
+use super::Knowledge;
 use super::policy::Policy;
+use crate::transfer::cost::Geometry;
 use crate::transfer::cost::book::PodId;
-use crate::transfer::cost::{CostBook, Geometry};
 use crate::transfer::types::{Candidate, Connector, Distance, Flow, Place, Question};
 
 /// One pod as the search sees it.
@@ -63,18 +63,12 @@ pub(super) struct Board {
 
 impl Board {
     /// Puts `question` in numbers.
-    pub fn set(
-        &mut self,
-        q: &Question,
-        geometry: &Geometry,
-        book: &CostBook,
-        policy: &Policy,
-        now: Duration,
-    ) {
+    pub fn set(&mut self, q: &Question, geometry: &Geometry, know: &Knowledge<'_>) {
         self.seats.clear();
+        let keep = keep(q, know.policy);
         for (i, pod) in q.pods.iter().enumerate() {
             let class = self.class_of(q, i);
-            self.seats.push(seat(q, pod, class, geometry, book, policy, now));
+            self.seats.push(seat(q, pod, class, keep, geometry, know));
         }
         for i in &q.avoid {
             if let Some(seat) = self.seats.get_mut(*i) {
@@ -140,13 +134,13 @@ fn seat(
     q: &Question,
     pod: &Candidate,
     class: u32,
+    keep: f64,
     geometry: &Geometry,
-    book: &CostBook,
-    policy: &Policy,
-    now: Duration,
+    know: &Knowledge<'_>,
 ) -> Seat {
+    let (book, policy) = (know.book, know.policy);
     let id = PodId::of(&pod.endpoint);
-    let cost = book.pod(id, now);
+    let cost = book.pod(id, know.now);
     let n = q.prompt_tokens;
     // The last token is always computed.
     let hit = pod.held.cached.min(n.saturating_sub(1));
@@ -175,7 +169,7 @@ fn seat(
         overhead_s: cost.overhead_s,
         price: policy.crowd * crowd + policy.stall * running + waiting_for_room(pod, n),
         seat_s: policy.seat.as_secs_f64() * running,
-        keep_s: policy.keep * cost.token_s * f64::from(n - hit),
+        keep_s: keep * cost.token_s * f64::from(n - hit),
         room_s: room_s(pod, n, policy),
         egress: r.egress,
         ingress: r.ingress,
@@ -185,6 +179,18 @@ fn seat(
         pin_room: caps.pinned_bytes_per_pod.saturating_sub(r.pinned_bytes),
         avoided: false,
     }
+}
+
+/// Price of storing a token where it is not yet, as part of computing it.
+///
+/// What it pushes out is likely of the same kind as this prompt: if most of this one is somebody's
+/// already, it comes from people who come back, and so will they.
+fn keep(q: &Question, policy: &Policy) -> f64 {
+    let n = f64::from(q.prompt_tokens.max(1));
+    let held = q.pods.iter().map(|p| p.held.cached.max(p.held.cpu_alone)).max().unwrap_or(0);
+    let again = (f64::from(held) / n).min(1.0);
+    // Odds: how many tokens come again for each that does not.
+    if again < 1.0 { (policy.keep * again / (1.0 - again)).min(1.0) } else { 1.0 }
 }
 
 /// Seconds until a prompt of `n` tokens finds room: as much is free each second as is held, over

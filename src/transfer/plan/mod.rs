@@ -48,7 +48,7 @@ impl Planner {
     pub fn plan(&mut self, q: &Question, know: Knowledge<'_>) -> Plan {
         let unknown = Geometry::uniform(0);
         let geometry = know.geometry.unwrap_or(&unknown);
-        self.board.set(q, geometry, know.book, know.policy, know.now);
+        self.board.set(q, geometry, &know);
         let search = Search {
             q,
             board: &self.board,

@@ -20,8 +20,8 @@ pub struct Policy {
     pub stall: f64,
     /// Price of a place beside one running request: a batch that is larger is slower.
     pub seat: Duration,
-    /// Price of storing a token where it is not yet, as part of computing it: it takes the place of
-    /// one that somebody may come back for.
+    /// Price of storing a token where it is not yet, as part of computing it, times the odds that this
+    /// prompt's tokens come again: each takes the place of one that somebody may come back for.
     pub keep: f64,
     /// How long a request keeps its room in a decode pod's cache, about.
     pub stay: Duration,
@@ -39,7 +39,7 @@ impl Default for Policy {
             crowd: 0.3,
             stall: 0.2,
             seat: Duration::from_millis(5),
-            keep: 0.2,
+            keep: 0.1,
             stay: Duration::from_secs(10),
             give_up: Duration::from_secs(120),
         }
