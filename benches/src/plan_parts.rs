@@ -174,6 +174,8 @@ fn question(case: Case, args: &Args, seed: u64) -> Question {
             load: Load {
                 waiting_tokens: if busy { u64::from(some(40_000)) } else { 0 },
                 running_requests: if busy { some(20) } else { 0 },
+                cache_tokens: 450_000,
+                committed_tokens: if busy { u64::from(some(450_000)) } else { 0 },
                 waiting_requests: 0,
             },
             reserved: Reserved {

@@ -127,6 +127,10 @@ pub struct Load {
     pub waiting_tokens: u64,
     /// Requests that run.
     pub running_requests: u32,
+    /// Tokens that its GPU's cache has room for; 0 = not known.
+    pub cache_tokens: u64,
+    /// Of these, tokens of requests that run there or are to.
+    pub committed_tokens: u64,
 }
 
 /// Transfers under way in one direction or over one link.

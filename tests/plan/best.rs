@@ -62,6 +62,8 @@ pub fn random(seed: u64, n: u64) -> Cluster {
         pod.held.cpu_alone = some(&mut dice).max(if dice.chance(30) { pod.held.gpu } else { 0 });
         pod.load.waiting_tokens = if dice.chance(40) { dice.below(30_000) } else { 0 };
         pod.load.running_requests = dice.below(8) as u32;
+        pod.load.cache_tokens = if dice.chance(70) { 100_000 } else { 0 };
+        pod.load.committed_tokens = dice.below(150_000);
         let flow = |dice: &mut Dice| {
             let transfers = dice.below(4) as u32;
             Flow { transfers, bytes: u64::from(transfers) * dice.below(4_000_000_000) }
@@ -170,6 +172,13 @@ impl<'a> Evaluator<'a> {
         s.overhead_s + s.token_s * (n - from) * (1.0 + mean_context / parity)
     }
 
+    /// Requests like this one that wait for room.
+    fn waiting_for_room(&self, pod: usize) -> f64 {
+        let load = self.q().pods[pod].load;
+        let over = (load.committed_tokens as f64 - load.cache_tokens as f64).max(0.0);
+        if load.cache_tokens == 0 { 0.0 } else { over / f64::from(self.q().prompt_tokens) }
+    }
+
     fn wait(&self, pod: usize) -> f64 {
         self.q().pods[pod].load.waiting_tokens as f64 * self.c.starting.token_s
     }
@@ -206,7 +215,16 @@ impl<'a> Evaluator<'a> {
                 + failures * (policy.failure.as_secs_f64() + alone - self.prefill(way.compute, has));
         }
         let prefill = self.prefill(way.compute, has);
-        let mut cost = ready + prefill * (1.0 + policy.stall * running(way.compute)) + risk;
+        // Room on the decode pod: waited for before computing there, or after computing elsewhere.
+        let room = d.load.cache_tokens as f64;
+        let over = (d.load.committed_tokens as f64 + f64::from(q.prompt_tokens) - room).max(0.0);
+        let wait = if room == 0.0 { 0.0 } else { policy.stay.as_secs_f64() * over / room };
+        let alone_s = if way.compute == way.decode { ready } else { ready + prefill };
+        let waits = (wait - alone_s).max(0.0);
+        let mut cost = waits
+            + ready
+            + prefill * (1.0 + policy.stall * running(way.compute) + self.waiting_for_room(way.compute))
+            + risk;
         if way.compute != way.decode {
             let bytes = self.geometry.bytes(self.has(way.decode), q.prompt_tokens);
             let full = p.reserved.prefills >= q.caps.prefills_per_pod;
@@ -222,6 +240,13 @@ impl<'a> Evaluator<'a> {
         if q.constraints.max_bytes.is_some_and(|most| moved > most) {
             return None;
         }
+        let most = q.pods.iter().map(|p| p.held.cached.max(p.held.cpu_alone)).max().unwrap_or(0);
+        let again = (f64::from(most) / f64::from(q.prompt_tokens)).min(1.0);
+        // At most what computing it costs, which is also where nothing of the prompt is new.
+        let keep = (policy.keep * again / (1.0 - again)).min(1.0);
+        let lacks = |pod: usize| f64::from(q.prompt_tokens - self.has(pod));
+        let stored = |pod: usize| keep * lacks(pod) * self.c.starting.token_s;
+        cost += stored(way.compute) + if way.compute == way.decode { 0.0 } else { stored(way.decode) };
         Some(cost + policy.seat.as_secs_f64() * running(way.decode))
     }
 

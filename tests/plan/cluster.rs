@@ -137,6 +137,8 @@ impl Cluster {
                 "cached" => pod.held.cached = n()? as u32,
                 "waiting" => pod.load.waiting_tokens = n()?,
                 "waiting_requests" => pod.load.waiting_requests = n()? as u32,
+                "room" => pod.load.cache_tokens = n()?,
+                "committed" => pod.load.committed_tokens = n()?,
                 "running" => pod.load.running_requests = n()? as u32,
                 "class" => pod.class = Some(value.into()),
                 "noclass" => pod.class = None,

@@ -10,6 +10,7 @@
 //! pod p1 prefill decode source        roles; none named = all
 //!        held=4096 cpu=4096           tokens on the GPU; tokens in host memory alone
 //!        waiting=2000 running=3       prompt tokens that wait; requests that run
+//!        room=100000 committed=90000  tokens its cache has room for, and that are spoken for
 //!        class=b rack=r1 host=h1      one class and rack unless said
 //!        egress=2x1GB ingress=..      transfers under way
 //!        pinned=1GB prefills=3        what the ledger has reserved there

@@ -19,6 +19,8 @@ pub struct Planned {
     book: CostBook,
     policy: Policy,
     planner: Planner,
+    /// What engines say their GPU's cache has room for.
+    cache_tokens: u64,
 }
 
 impl Planned {
@@ -28,6 +30,7 @@ impl Planned {
         rack: usize,
         token_bytes: u64,
         parity: f64,
+        cache_tokens: u64,
         pulls: bool,
         policy: Policy,
     ) -> Planned {
@@ -67,6 +70,7 @@ impl Planned {
             book: CostBook::new(Starting::default(), 1024, 16_384),
             policy,
             planner: Planner::default(),
+            cache_tokens,
         }
     }
 
@@ -97,6 +101,8 @@ impl Router for Planned {
                 waiting_requests: 0,
                 waiting_tokens: seen.prefill_tokens,
                 running_requests: seen.active - seen.prefills.min(seen.active),
+                cache_tokens: self.cache_tokens,
+                committed_tokens: seen.active_blocks * u64::from(BLOCK),
             };
             pod.reserved = Reserved {
                 egress: Flow { transfers: seen.egress.0, bytes: seen.egress.1 },

@@ -38,7 +38,7 @@ pub fn svg(panels: &[Panel]) -> String {
         // Who is far off the others is cut, with the number beside it.
         let mut p90: Vec<f64> = panel.rows.iter().map(|r| r.1[1]).collect();
         p90.sort_by(f64::total_cmp);
-        let most = 2.5 * p90[p90.len() / 2];
+        let most = (2.5 * p90[p90.len() / 2]).min(4.0 * p90[1.min(p90.len() - 1)]);
         let x = |v: f64| LEFT + WIDTH * (v / most).min(1.0);
         let _ = writeln!(out, r#"<text x="12" y="{}" font-weight="bold">{}</text>"#, top + 18.0, panel.title);
         for (i, (name, [p50, p90, p99])) in panel.rows.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::cache::Change;
 use super::workload::{BLOCK, Job};
@@ -15,6 +15,8 @@ pub const DELAY: f64 = 0.02;
 pub struct Seen {
     gpu: FxHashSet<u32>,
     cpu: FxHashSet<u32>,
+    /// Blocks that it will have when it has computed what was sent there, and for how many requests.
+    announced: FxHashMap<u32, u32>,
     /// As last asked: requests that wait, requests that run, part of the cache in use.
     pub waiting: usize,
     pub running: usize,
@@ -70,12 +72,33 @@ impl View {
         }
     }
 
+    /// A request goes to a pod: once it is its turn, what came before is there.
+    pub fn route(&mut self, pod: usize, chain: &[u32]) {
+        let announced = &mut self.pods[pod].announced;
+        chain.iter().for_each(|b| *announced.entry(*b).or_default() += 1);
+    }
+
+    /// That request is computed, or given up.
+    pub fn forget(&mut self, pod: usize, chain: &[u32]) {
+        let announced = &mut self.pods[pod].announced;
+        for block in chain {
+            if let Some(n) = announced.get_mut(block) {
+                *n -= 1;
+                if *n == 0 {
+                    announced.remove(block);
+                }
+            }
+        }
+    }
+
     /// Blocks of a prompt that a pod's engine would find: on the GPU, in all, in host memory alone.
     pub fn held(&self, pod: usize, job: &Job) -> (usize, usize, usize) {
         let seen = &self.pods[pod];
         let chain = &job.chain;
         let gpu = chain.iter().take_while(|b| seen.gpu.contains(*b)).count();
-        let all = gpu + chain[gpu..].iter().take_while(|b| seen.cpu.contains(*b)).count();
+        let soon =
+            |b: &&u32| seen.gpu.contains(*b) || seen.cpu.contains(*b) || seen.announced.contains_key(*b);
+        let all = gpu + chain[gpu..].iter().take_while(soon).count();
         let cpu = chain.iter().take_while(|b| seen.cpu.contains(*b)).count();
         (gpu, all, cpu)
     }

@@ -4,12 +4,15 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::tier::made_up::{self, Kind};
 use crate::tier::trace::Trace;
 
 /// Tokens per block of every trace.
 pub const BLOCK: u32 = 512;
+/// A block that so many prompts have belongs to no one conversation.
+const SHARED: u32 = 64;
 /// Part of the clients that go away while their prompt is being prefilled.
 const GONE: f64 = 0.01;
 
@@ -86,10 +89,61 @@ impl Workload {
         self
     }
 
-    /// Plays it so fast that computing what nobody has seen before takes this part of the time of
-    /// `pods` pods, one of which computes a token in `token_s` and attends as `parity` says.
-    pub fn at_load(mut self, load: f64, pods: usize, token_s: f64, parity: f64) -> Workload {
-        let mut seen = std::collections::HashSet::new();
+    /// As many conversations as it takes that computing what nobody has seen before takes this part
+    /// of the time of `pods` pods, one of which computes a token in `token_s` and attends as `parity`
+    /// says.
+    ///
+    /// The trace's own pace stays: people think as long as they do. Conversations are left out, or the
+    /// trace is laid over itself, shifted in time, with the prompts that many share kept shared.
+    pub fn at_load(self, load: f64, pods: usize, token_s: f64, parity: f64) -> Workload {
+        let begin = self.jobs.first().map_or(0.0, |j| j.at);
+        let lasts = self.jobs.last().map_or(1.0, |j| j.at - begin).max(1.0);
+        let times = load * pods as f64 * lasts / (self.work(parity) * token_s);
+        let copies = times.ceil().max(1.0);
+        let mut uses: FxHashMap<u32, u32> = FxHashMap::default();
+        for block in self.jobs.iter().flat_map(|j| &j.chain) {
+            *uses.entry(*block).or_default() += 1;
+        }
+        let blocks = uses.keys().max().map_or(0, |b| b + 1);
+        let shared = |block: &u32| uses[block] > SHARED;
+        let mut jobs = Vec::new();
+        for copy in 0..copies as u32 {
+            for job in &self.jobs {
+                let own = job.chain.iter().find(|b| !shared(b)).or(job.chain.last()).copied().unwrap_or(0);
+                if Dice::of(u64::from(own) << 8 | u64::from(copy)).unit() >= times / copies {
+                    continue;
+                }
+                let mut job = job.clone();
+                job.at = (job.at - begin + lasts * f64::from(copy) / copies) % lasts;
+                let name = |b: &u32| if shared(b) { *b } else { *b + copy * blocks };
+                job.chain = job.chain.iter().map(name).collect();
+                jobs.push(job);
+            }
+        }
+        jobs.sort_by(|a, b| a.at.total_cmp(&b.at));
+        Workload { name: self.name, jobs }
+    }
+
+    /// Seconds to the first token if nobody waited for anything and everything that was ever computed
+    /// were at hand at once: no way to route is below that.
+    pub fn floor(&self, token_s: f64, parity: f64) -> Vec<f64> {
+        let mut seen = FxHashSet::default();
+        let mut floor = Vec::with_capacity(self.jobs.len());
+        for job in &self.jobs {
+            let known = job.chain.iter().take_while(|b| seen.contains(*b)).count() as u32 * BLOCK;
+            let (n, known) = (f64::from(job.tokens), f64::from(known.min(job.tokens - 1)));
+            if !job.gone {
+                floor.push((n - known) * token_s * (1.0 + (n + known) / (2.0 * parity)));
+            }
+            seen.extend(job.chain.iter().copied());
+        }
+        floor.sort_by(f64::total_cmp);
+        floor
+    }
+
+    /// Work of computing everything once, in tokens at the start of a prompt.
+    fn work(&self, parity: f64) -> f64 {
+        let mut seen = FxHashSet::default();
         let mut work = 0.0;
         for job in &self.jobs {
             let known = job.chain.iter().take_while(|b| seen.contains(*b)).count() as f64 * f64::from(BLOCK);
@@ -97,13 +151,7 @@ impl Workload {
             work += (n - known) * (1.0 + (n + known) / (2.0 * parity));
             seen.extend(job.chain.iter().copied());
         }
-        let begin = self.jobs.first().map_or(0.0, |j| j.at);
-        let lasts = self.jobs.last().map_or(1.0, |j| j.at - begin).max(1.0);
-        let faster = load * pods as f64 * lasts / (work * token_s);
-        for job in &mut self.jobs {
-            job.at = (job.at - begin) / faster;
-        }
-        self
+        work
     }
 }
 
@@ -111,6 +159,13 @@ impl Workload {
 struct Dice(u64);
 
 impl Dice {
+    /// Of something that is to fall the same way each time.
+    fn of(what: u64) -> Dice {
+        let z = (what ^ (what >> 30)).wrapping_add(0x9e37_79b9).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Dice((z ^ (z >> 31)) | 1)
+    }
+
     fn unit(&mut self) -> f64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -238,6 +238,7 @@ impl World<'_> {
             lacking = lacking.min(job.tokens - (blocks as u32 * BLOCK).min(job.tokens - 1));
         }
         let handed = u64::from(self.view.lacking(route.decode, job)) * bytes;
+        self.view.route(route.compute, &job.chain);
         let pods = &mut self.view.pods;
         pods[route.compute].prefill_tokens += u64::from(lacking);
         pods[route.compute].prefills += 1;
@@ -444,6 +445,7 @@ impl World<'_> {
         match notice {
             Notice::Prefilled(i) => {
                 let state = self.state(i).clone();
+                self.view.forget(state.route.compute, &self.jobs[i].chain);
                 let seen = &mut self.view.pods[state.route.compute];
                 seen.prefill_tokens -= state.booked_tokens;
                 seen.prefills -= 1;

@@ -78,6 +78,8 @@ impl PlanAsk {
                 waiting_requests: load.waiting_requests,
                 waiting_tokens: load.waiting_tokens,
                 running_requests: load.running_requests,
+                cache_tokens: load.cache_tokens,
+                committed_tokens: load.committed_tokens,
             };
             let (endpoint, described) = pods::read(service, pod)?;
             if pods.iter().any(|(known, ..)| *known == endpoint) {

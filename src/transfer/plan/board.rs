@@ -1,14 +1,14 @@
 //! A question in numbers: looked up once, so that the search over pairs touches nothing else.
 
 use std::hash::{Hash, Hasher};
-use std::time::Duration;
 
 use kvproto::Tier;
 use rustc_hash::FxHasher;
 
+use super::Knowledge;
 use super::policy::Policy;
+use crate::transfer::cost::Geometry;
 use crate::transfer::cost::book::PodId;
-use crate::transfer::cost::{CostBook, Geometry};
 use crate::transfer::types::{Candidate, Connector, Distance, Flow, Place, Question};
 
 /// One pod as the search sees it.
@@ -36,6 +36,10 @@ pub(super) struct Seat {
     pub price: f64,
     /// What decoding here costs others, seconds.
     pub seat_s: f64,
+    /// What it costs others that this prompt's tokens are stored here, seconds.
+    pub keep_s: f64,
+    /// Seconds until there is room to decode here.
+    pub room_s: f64,
     pub egress: Flow,
     pub ingress: Flow,
     /// Whether a limit keeps it from prefilling for others, being read from, being written to.
@@ -59,18 +63,12 @@ pub(super) struct Board {
 
 impl Board {
     /// Puts `question` in numbers.
-    pub fn set(
-        &mut self,
-        q: &Question,
-        geometry: &Geometry,
-        book: &CostBook,
-        policy: &Policy,
-        now: Duration,
-    ) {
+    pub fn set(&mut self, q: &Question, geometry: &Geometry, know: &Knowledge<'_>) {
         self.seats.clear();
+        let keep = keep(q, know.policy);
         for (i, pod) in q.pods.iter().enumerate() {
             let class = self.class_of(q, i);
-            self.seats.push(seat(q, pod, class, geometry, book, policy, now));
+            self.seats.push(seat(q, pod, class, keep, geometry, know));
         }
         for i in &q.avoid {
             if let Some(seat) = self.seats.get_mut(*i) {
@@ -136,13 +134,13 @@ fn seat(
     q: &Question,
     pod: &Candidate,
     class: u32,
+    keep: f64,
     geometry: &Geometry,
-    book: &CostBook,
-    policy: &Policy,
-    now: Duration,
+    know: &Knowledge<'_>,
 ) -> Seat {
+    let (book, policy) = (know.book, know.policy);
     let id = PodId::of(&pod.endpoint);
-    let cost = book.pod(id, now);
+    let cost = book.pod(id, know.now);
     let n = q.prompt_tokens;
     // The last token is always computed.
     let hit = pod.held.cached.min(n.saturating_sub(1));
@@ -169,8 +167,10 @@ fn seat(
         queue_s: waiting as f64 * cost.token_s,
         token_s: cost.token_s,
         overhead_s: cost.overhead_s,
-        price: policy.crowd * crowd + policy.stall * running,
+        price: policy.crowd * crowd + policy.stall * running + waiting_for_room(pod, n),
         seat_s: policy.seat.as_secs_f64() * running,
+        keep_s: keep * cost.token_s * f64::from(n - hit),
+        room_s: room_s(pod, n, policy),
         egress: r.egress,
         ingress: r.ingress,
         full_prefill: r.prefills >= caps.prefills_per_pod,
@@ -179,6 +179,34 @@ fn seat(
         pin_room: caps.pinned_bytes_per_pod.saturating_sub(r.pinned_bytes),
         avoided: false,
     }
+}
+
+/// Price of storing a token where it is not yet, as part of computing it.
+///
+/// What it pushes out is likely of the same kind as this prompt: if most of this one is somebody's
+/// already, it comes from people who come back, and so will they.
+fn keep(q: &Question, policy: &Policy) -> f64 {
+    let n = f64::from(q.prompt_tokens.max(1));
+    let held = q.pods.iter().map(|p| p.held.cached.max(p.held.cpu_alone)).max().unwrap_or(0);
+    let again = (f64::from(held) / n).min(1.0);
+    // Odds: how many tokens come again for each that does not.
+    if again < 1.0 { (policy.keep * again / (1.0 - again)).min(1.0) } else { 1.0 }
+}
+
+/// Seconds until a prompt of `n` tokens finds room: as much is free each second as is held, over
+/// how long a request stays.
+fn room_s(pod: &Candidate, n: u32, policy: &Policy) -> f64 {
+    let room = pod.load.cache_tokens;
+    let over = pod.load.committed_tokens.saturating_add(u64::from(n)).saturating_sub(room);
+    if room == 0 { 0.0 } else { policy.stay.as_secs_f64() * over as f64 / room as f64 }
+}
+
+/// Requests that wait until those that run have left, taken to be as long as this one. A prefill
+/// beside those that run holds them all up.
+fn waiting_for_room(pod: &Candidate, n: u32) -> f64 {
+    let room = pod.load.cache_tokens;
+    let over = pod.load.committed_tokens.saturating_sub(room);
+    if room == 0 { 0.0 } else { over as f64 / f64::from(n.max(1)) }
 }
 
 /// What can be pulled from a pod without a prefill there: what lies in host memory, through vLLM's

@@ -48,7 +48,7 @@ impl Planner {
     pub fn plan(&mut self, q: &Question, know: Knowledge<'_>) -> Plan {
         let unknown = Geometry::uniform(0);
         let geometry = know.geometry.unwrap_or(&unknown);
-        self.board.set(q, geometry, know.book, know.policy, know.now);
+        self.board.set(q, geometry, &know);
         let search = Search {
             q,
             board: &self.board,
@@ -140,7 +140,9 @@ fn busy(search: &Search<'_>, found: &Found) -> Plan {
         choice.estimate = estimate(best, search, found.local);
     }
     let explanation = words::explain(search.q, &choice, Reason::Busy);
-    Plan { choice, reason: Reason::Busy, explanation, alternatives: Vec::new() }
+    // For who has nowhere else to go.
+    let alternatives = found.ways.iter().take(2).map(|w| self::choice(search, w, found.local)).collect();
+    Plan { choice, reason: Reason::Busy, explanation, alternatives }
 }
 
 fn nowhere(decode: Option<crate::transfer::types::Endpoint>) -> Choice {
@@ -215,7 +217,7 @@ fn estimate(way: &Way, search: &Search<'_>, local: Option<Way>) -> Estimate {
     let works = 1.0 - pull.map_or(0.0, |p| p.failures);
     let works = works * (1.0 - handover.map_or(0.0, |h| h.failures));
     Estimate {
-        queue: duration(queue_s),
+        queue: duration(queue_s + way.room_s),
         pull: duration(waits_s - pull.map_or(0.0, |p| p.setup_s)),
         prefill: duration(stage.prefill_s),
         setup: duration(setup_s),

@@ -51,6 +51,8 @@ pub(super) struct Handover {
 pub(super) struct Way {
     pub stage: Stage,
     pub handover: Option<Handover>,
+    /// Seconds that are waited for room on the decode pod, as far as nothing else hides them.
+    pub room_s: f64,
     /// Seconds to the first token.
     pub ttft_s: f64,
     /// The same with what it costs others and what may go wrong: what ways are compared by.
@@ -188,7 +190,7 @@ impl Search<'_> {
             if best.is_none_or(better) {
                 let stage =
                     Stage { pull: Some(pull), done_s: pull_s, prefill_s: 0.0, cost_s: pull_s, ..alone };
-                best = Some(Way { stage, handover: None, ttft_s: pull_s, cost_s: pull_s });
+                best = Some(Way { stage, handover: None, room_s: 0.0, ttft_s: pull_s, cost_s: pull_s });
             }
         }
         (best, barred)
@@ -221,7 +223,7 @@ impl Search<'_> {
         let seat = &self.board.seats[i];
         let prefill_s = self.prefill_s(seat, seat.hit);
         let done_s = seat.queue_s + seat.load_s + prefill_s;
-        Stage { pod: i, pull: None, done_s, prefill_s, cost_s: done_s + seat.price * prefill_s }
+        Stage { pod: i, pull: None, done_s, prefill_s, cost_s: done_s + seat.price * prefill_s + seat.keep_s }
     }
 
     /// The pod pulls a prefix of at most so many bytes first, if that costs less than `alone`.
@@ -244,7 +246,7 @@ impl Search<'_> {
                 continue;
             }
             let prefill_s = self.prefill_s(seat, source.offer);
-            let least = seat.queue_s.max(seat.load_s) + prefill_s * (1.0 + seat.price);
+            let least = seat.queue_s.max(seat.load_s) + prefill_s * (1.0 + seat.price) + seat.keep_s;
             let limit = best.map_or(alone.cost_s, |b| b.cost_s);
             if least >= limit {
                 // Later sources have less to offer, so there is more to compute.
@@ -257,7 +259,7 @@ impl Search<'_> {
             let saved_s = alone.prefill_s - prefill_s;
             let failure_s = self.policy.failure.as_secs_f64() + saved_s;
             let risk_s = self.policy.margin * pull_s + pull.failures * failure_s;
-            let cost_s = done_s + seat.price * prefill_s + risk_s;
+            let cost_s = done_s + seat.price * prefill_s + seat.keep_s + risk_s;
             if cost_s >= limit {
                 continue;
             }
@@ -273,15 +275,18 @@ impl Search<'_> {
 
     /// The pod that has the prompt decodes as well.
     fn in_place(&self, stage: Stage) -> Way {
-        let seat_s = self.board.seats[stage.pod].seat_s;
-        Way { stage, handover: None, ttft_s: stage.done_s, cost_s: stage.cost_s + seat_s }
+        let seat = &self.board.seats[stage.pod];
+        // Room is waited for before computing begins.
+        let room_s = (seat.room_s - (stage.done_s - stage.prefill_s)).max(0.0);
+        let (ttft_s, cost_s) = (stage.done_s + room_s, stage.cost_s + room_s + seat.seat_s);
+        Way { stage, handover: None, room_s, ttft_s, cost_s }
     }
 
     /// What the pod of `stage` has computed goes to `to`.
     fn hand_over(&self, stage: &Stage, to: usize, found: &mut Found) {
         let (from, seat) = (&self.board.seats[stage.pod], &self.board.seats[to]);
         let pulled = stage.pull.map_or(0, |p| p.bytes);
-        if stage.cost_s + seat.seat_s >= bound(&found.ways) {
+        if stage.cost_s + seat.seat_s + seat.keep_s >= bound(&found.ways) {
             return;
         }
         if !self.board.compatible(stage.pod, to) {
@@ -294,7 +299,9 @@ impl Search<'_> {
         let redo_s = self.prefill_s(seat, seat.hit);
         let risk_s =
             self.policy.margin * moving_s + link.failures * (self.policy.failure.as_secs_f64() + redo_s);
-        let cost_s = stage.cost_s + moving_s + seat.load_s + risk_s + seat.seat_s;
+        let room_s = (seat.room_s - stage.done_s).max(0.0);
+        let others_s = seat.seat_s + seat.keep_s;
+        let cost_s = stage.cost_s + room_s + moving_s + seat.load_s + risk_s + others_s;
         if cost_s >= bound(&found.ways) {
             return;
         }
@@ -310,8 +317,8 @@ impl Search<'_> {
             return;
         }
         let handover = Handover { to, bytes, setup_s: link.setup_s, bytes_s, failures: link.failures };
-        let ttft_s = stage.done_s + moving_s + seat.load_s;
-        enter(&mut found.ways, Way { stage: *stage, handover: Some(handover), ttft_s, cost_s });
+        let ttft_s = stage.done_s + room_s + moving_s + seat.load_s;
+        enter(&mut found.ways, Way { stage: *stage, handover: Some(handover), room_s, ttft_s, cost_s });
     }
 
     /// What keeps `bytes` from going from one pod to another, if anything does.
