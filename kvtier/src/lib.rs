@@ -31,6 +31,7 @@
 //! ```
 
 mod arena;
+pub mod node;
 pub mod policy;
 mod slot;
 pub mod store;
