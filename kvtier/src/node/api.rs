@@ -16,6 +16,8 @@
 //! there at some moment; a payload that changed between its checksum and its write does not verify
 //! later and is a miss.
 
+use std::os::fd::OwnedFd;
+
 use crate::Lease;
 use crate::policy::{BlockId, Owner, PinError, PinId, Tier};
 use crate::store::{Get, Put, Read, StoreKey};
@@ -108,6 +110,13 @@ pub trait Tiers: Send + Sync + std::fmt::Debug {
 
     /// A block in RAM, to be read where it lies. `None` where it is not in RAM.
     fn lease(&self, pool: PoolId, key: StoreKey) -> Option<Lease>;
+
+    /// The file that leased blocks of this pool are in, for another process to map and read, and
+    /// its bytes. `None` where there is no RAM for them.
+    fn arena(&self, pool: PoolId) -> Option<(OwnedFd, u64)> {
+        let _ = pool;
+        None
+    }
 
     /// Offers blocks, chains root first. What became of each, in their order. When this returns,
     /// the payloads are not needed any more.

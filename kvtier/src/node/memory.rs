@@ -2,6 +2,7 @@
 //! engines.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 
 use super::api::{OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
@@ -116,6 +117,12 @@ impl Tiers for MemoryTiers {
         let inner = lock(&self.inner);
         let pool = inner.pools.get(pool.0 as usize)?;
         pool.arena.lease(*pool.held.get(&key)?)
+    }
+
+    fn arena(&self, pool: PoolId) -> Option<(OwnedFd, u64)> {
+        let inner = lock(&self.inner);
+        let arena = &inner.pools.get(pool.0 as usize)?.arena;
+        Some((arena.file().try_clone_to_owned().ok()?, arena.file_bytes()))
     }
 
     fn store(&self, pool: PoolId, blocks: &[Put<'_>]) -> Vec<Stored> {
