@@ -169,6 +169,12 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_replays_total", "Replays asked for.", |s| s.totals.replays as f64),
     counter("kvd_restarts_total", "Engine restarts noticed.", |s| s.totals.restarts as f64),
     by_publisher("kvd_publisher_blocks", Kind::Gauge, "Distinct blocks held.", |p| p.held.blocks as f64),
+    by_publisher(
+        "kvd_publisher_suspect_blocks",
+        Kind::Gauge,
+        "Distinct blocks held before batches were lost for good, which may be gone since.",
+        |p| p.held.suspect as f64,
+    ),
     by_publisher("kvd_publisher_queued_messages", Kind::Gauge, "Messages waiting to be applied.", |p| {
         p.status.queued as f64
     }),

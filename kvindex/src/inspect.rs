@@ -8,6 +8,7 @@ use kvproto::{EngineHash, SeqHash, Tier};
 
 use crate::forest::pin;
 use crate::hit::Hit;
+use crate::pool::Member;
 use crate::profile::Mask;
 use crate::score::{best_tier, in_tier};
 use crate::types::*;
@@ -35,7 +36,7 @@ impl Index {
         let mut found = walk(&pool, &seats, query, &pin());
         let smallest = found.columns.iter().map(|c| c.block_size).filter(|&b| b > 0).min();
         let Some(block_size) = query.block_size.or(smallest) else { return Vec::new() };
-        found.columns.retain(|c| c.block_size == block_size);
+        found.columns.retain(|c| c.block_size == block_size && c.member.suspect_of.is_none());
         let blocks = found.columns.iter().map(|c| c.runs.end()).max().unwrap_or(0);
         let seqs = found.columns.first().map(|c| seqs_for(query, c)).unwrap_or_default();
         (0..blocks)
@@ -57,7 +58,7 @@ impl Index {
         let pool = self.pool(query.tenant, query.model)?;
         let seats = pool.seats();
         let found = walk(&pool, &seats, query, &pin());
-        let c = found.columns.iter().find(|c| c.member.id == holder)?;
+        let c = found.columns.iter().find(|c| c.member.id == holder && c.member.suspect_of.is_none())?;
         let score = self.query(query).scores.into_iter().find(|s| s.holder == holder)?;
         let device = c.profile.device_mask();
         let seqs = seqs_for(query, c);
@@ -82,8 +83,13 @@ impl Index {
     /// What one holder has.
     pub fn holder_stats(&self, id: HolderId) -> Option<HolderStats> {
         let (pool, member) = self.member(id)?;
-        let stats = pool.write(|holders, _| Some(holders.get(member.slot as usize)?.as_ref()?.stats()))?;
-        Some(HolderStats { partial: member.partial.load(Ordering::Relaxed), ..stats })
+        let suspects = if member.doubted.load(Ordering::Relaxed) { self.suspects(id) } else { Vec::new() };
+        pool.write(|holders, _| {
+            let stats = |m: &Member| Some(holders.get(m.slot as usize)?.as_ref()?.stats());
+            let suspect = suspects.iter().filter_map(|m| stats(m)).map(|s| s.blocks).sum();
+            let partial = member.partial.load(Ordering::Relaxed);
+            Some(HolderStats { partial, suspect, ..stats(&member)? })
+        })
     }
 
     /// What the whole index has.

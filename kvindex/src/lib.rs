@@ -32,6 +32,7 @@
 
 mod announce;
 mod budget;
+mod doubt;
 mod forest;
 mod hit;
 mod holder;
@@ -108,6 +109,8 @@ struct Directory {
     /// By tenant, then model.
     pools: HashMap<String, HashMap<String, Arc<Pool>>>,
     members: FxHashMap<HolderId, (Arc<Pool>, Arc<Member>)>,
+    /// What holders held before a loss, the latest first.
+    suspects: FxHashMap<HolderId, Vec<Arc<Member>>>,
 }
 
 impl Index {
@@ -142,6 +145,7 @@ impl Index {
 
     /// Takes a holder and all it holds out. False where it was not attached.
     pub fn detach(&self, id: HolderId) -> bool {
+        self.drop_suspects(id);
         let Some((pool, member)) = self.directory.write().members.remove(&id) else { return false };
         pool.remove(&member);
         // A holder may have been attached to the pool meanwhile: look again under the lock.
@@ -177,6 +181,9 @@ impl Index {
     }
 
     fn apply_to(&self, pool: &Pool, member: &Member, batch: &Batch<'_>) -> Applied {
+        if member.doubted.load(Ordering::Relaxed) {
+            return self.apply_doubted(pool, member, batch);
+        }
         let applied = pool.write(|holders, desk| {
             let holder = holders.get_mut(member.slot as usize)?.as_mut()?;
             let applied = holder.apply(batch, desk);
@@ -193,6 +200,7 @@ impl Index {
     /// Forgets all a holder holds and all that was learnt of it: a restart, or a loss that
     /// cannot be repaired.
     pub fn clear(&self, id: HolderId) {
+        self.drop_suspects(id);
         let Some((pool, member)) = self.member(id) else { return };
         pool.write(|holders, desk| {
             let Some(Some(holder)) = holders.get_mut(member.slot as usize) else { return };
@@ -226,9 +234,11 @@ impl Index {
         let seats = pool.seats();
         let walk = walk::walk(&pool, &seats, query, &guard);
         drop(guard);
-        let scores = walk
+        let suspects = doubt::Suspects::of(&walk.columns);
+        let mut scores: Vec<Score> = walk
             .columns
             .iter()
+            .filter(|c| c.member.suspect_of.is_none())
             .map(|c| {
                 let terms = Terms {
                     block_size: query.block_size,
@@ -240,9 +250,14 @@ impl Index {
                 let partial = c.member.partial.load(Ordering::Relaxed);
                 let score =
                     score(c.member.id, &c.member.spec, c.profile, c.block_size, &c.runs, announced, &terms);
-                Score { partial, ..score }
+                let suspect = suspects.held(c).map_or(score.cached, |n| terms.whole(n, c.block_size));
+                Score { partial, suspect, ..score }
             })
             .collect();
+        // Seats are in the order of slots, and those are used again.
+        if !scores.is_sorted_by_key(|s| s.holder) {
+            scores.sort_unstable_by_key(|s| s.holder);
+        }
         Answer { unknown_model: false, scores, block_size_mismatch: walk.block_size_mismatch }
     }
 
@@ -315,6 +330,9 @@ pub struct Feed<'i> {
 impl Feed<'_> {
     /// See [`Index::apply`].
     pub fn apply(&self, batch: &Batch<'_>) -> Applied {
+        if self.member.replaced.load(Ordering::Acquire) {
+            return self.index.apply(self.member.id, batch);
+        }
         self.index.apply_to(&self.pool, &self.member, batch)
     }
 }

@@ -47,6 +47,8 @@ pub struct Matcher {
     salt: String,
     seats: Arc<Vec<Seat>>,
     seated: u64,
+    /// Whether some of the seats are of what may be gone.
+    doubt: bool,
     slots: usize,
     reach: Reach,
     /// Scores of a question that levels could not answer.
@@ -84,6 +86,7 @@ impl Matcher {
         let (seated, seats) = (pool.seated(), pool.seats());
         Matcher {
             seated,
+            doubt: doubt(&seats),
             slots: slots(&seats),
             pool,
             tenant: tenant.to_owned(),
@@ -134,7 +137,7 @@ impl Matcher {
         // items: the long way tells.
         let items = matches!(blocks, Blocks::Tokens { items: [_, ..], .. });
         let unsure = matches!(blocks, Blocks::Tokens { .. }) && self.pool.forests.has_canonical();
-        let levels = !self.reach.other_planes && !items && !unsure;
+        let levels = !self.reach.other_planes && !items && !unsure && !self.doubt;
         if !levels {
             self.ask_long(blocks, &guard);
         }
@@ -181,7 +184,7 @@ impl Matcher {
             end = forest.by_locals(&guard, place, &mut chain, |step| reach.pass(&step));
         }
         self.reach.next();
-        if self.reach.other_planes {
+        if self.reach.other_planes || self.doubt {
             return None;
         }
         let continuation = Some(self.continuation(from.domain as usize, end));
@@ -195,6 +198,7 @@ impl Matcher {
             self.seats = self.pool.seats();
             self.seated = seated;
             self.slots = slots(&self.seats);
+            self.doubt = doubt(&self.seats);
         }
         self.reach.begin(self.slots);
         self.asked = self.asked.wrapping_add(1);
@@ -245,6 +249,7 @@ impl Matcher {
         for c in &found.columns {
             let n = held(&c.runs, c.profile.device_mask());
             if n > 0
+                && c.member.suspect_of.is_none()
                 && c.block_size == block_size.unwrap_or(c.block_size)
                 && let Ok(slot) = Slot::try_from(c.member.slot)
             {
@@ -257,6 +262,10 @@ impl Matcher {
 /// Slots that seats may be in.
 fn slots(seats: &[Seat]) -> usize {
     seats.last().map_or(0, |s| s.member.slot as usize + 1)
+}
+
+fn doubt(seats: &[Seat]) -> bool {
+    seats.iter().any(|s| s.member.suspect_of.is_some())
 }
 
 /// A prompt's hashes of which the first are not given.

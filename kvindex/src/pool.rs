@@ -80,6 +80,12 @@ pub(crate) struct Member {
     pub odd: AtomicBool,
     /// Whether some of what it has was dropped to stay within the budget.
     pub partial: AtomicBool,
+    /// Who held this before a loss: what is here is no candidate of its own.
+    pub suspect_of: Option<HolderId>,
+    /// Whether there is a member of what this one held before a loss.
+    pub doubted: AtomicBool,
+    /// Whether the holder goes on as another member.
+    pub replaced: AtomicBool,
 }
 
 /// A member, and what its events have told when the seat was made.
@@ -194,33 +200,55 @@ impl Pool {
     ) -> Arc<Member> {
         let mut writing = self.writing.lock();
         let mut members = self.members.write();
-        let free = writing.slots.take().map(|s| s as usize);
-        let slot = free.unwrap_or_else(|| {
-            members.push(None);
-            members.len() - 1
-        });
-        let member = Arc::new(Member {
-            id,
-            spec: spec.clone(),
-            slot: slot as u32,
-            profile: RwLock::default(),
-            odd: AtomicBool::new(false),
-            partial: AtomicBool::new(false),
-        });
+        let slot = take_slot(&mut writing, &mut members);
+        let member = Arc::new(Member::new(id, spec.clone(), slot));
         members[slot] = Some(member.clone());
         if let Ok(short) = Slot::try_from(slot) {
             let guard = pin();
             writing.write(&self.forests, &guard, |holders, desk| {
-                if holders.len() <= slot {
-                    holders.resize_with(slot + 1, || None);
-                }
-                holders[slot] = Some(Holder::new(spec, short, max_blocks, llmd, desk));
+                seat(holders, Holder::new(spec, short, max_blocks, llmd, desk));
             });
         }
         let ghosts = LEAST_GHOSTS.max(members.len() * GHOSTS_PER_HOLDER);
         writing.writers.iter_mut().for_each(|w| w.max_ghosts = ghosts);
         self.reseat(&members);
         member
+    }
+
+    /// Leaves what `member` holds to a member of its own that nobody is asked about, and seats the
+    /// holder anew with nothing held. Returns the holder's member and the other; `None` without a place
+    /// for it.
+    pub fn doubt(&self, member: &Member) -> Option<(Arc<Member>, Arc<Member>)> {
+        let mut writing = self.writing.lock();
+        let mut members = self.members.write();
+        let slot = take_slot(&mut writing, &mut members);
+        let Ok(short) = Slot::try_from(slot) else {
+            writing.slots.give(slot as u32);
+            return None;
+        };
+        let guard = pin();
+        writing.write(&self.forests, &guard, |holders, desk| {
+            if let Some(Some(old)) = holders.get(member.slot as usize) {
+                let fresh = old.successor(short, desk);
+                seat(holders, fresh);
+            }
+        });
+        let fresh = Arc::new(Member {
+            profile: RwLock::new(member.profile.read().clone()),
+            doubted: AtomicBool::new(true),
+            ..Member::new(member.id, member.spec.clone(), slot)
+        });
+        let old = Arc::new(Member {
+            profile: RwLock::new(member.profile.read().clone()),
+            odd: AtomicBool::new(member.odd.load(Ordering::Acquire)),
+            suspect_of: Some(member.id),
+            ..Member::new(member.id, member.spec.clone(), member.slot as usize)
+        });
+        member.replaced.store(true, Ordering::Release);
+        members[member.slot as usize] = Some(old.clone());
+        members[slot] = Some(fresh.clone());
+        self.reseat(&members);
+        Some((fresh, old))
     }
 
     /// Takes a holder and its blocks out. Returns whether the pool is empty now.
@@ -295,6 +323,42 @@ impl Pool {
             at.is_empty()
         });
     }
+}
+
+impl Member {
+    fn new(id: HolderId, spec: Arc<HolderSpec>, slot: usize) -> Member {
+        Member {
+            id,
+            spec,
+            slot: slot as u32,
+            profile: RwLock::default(),
+            odd: AtomicBool::new(false),
+            partial: AtomicBool::new(false),
+            suspect_of: None,
+            doubted: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+        }
+    }
+}
+
+/// The first free slot.
+fn take_slot(writing: &mut Writing, members: &mut Vec<Option<Arc<Member>>>) -> usize {
+    writing.slots.take().map_or_else(
+        || {
+            members.push(None);
+            members.len() - 1
+        },
+        |s| s as usize,
+    )
+}
+
+/// Puts a holder into its slot.
+fn seat(holders: &mut Vec<Option<Holder>>, holder: Holder) {
+    let slot = holder.slot() as usize;
+    if holders.len() <= slot {
+        holders.resize_with(slot + 1, || None);
+    }
+    holders[slot] = Some(holder);
 }
 
 impl Writing {

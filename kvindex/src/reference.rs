@@ -32,6 +32,9 @@ pub struct Expected {
 /// What is in a block.
 type Content4 = (Option<EngineHash>, Vec<u32>, Option<String>, Vec<Extra>);
 
+/// How often each block is held, by tier and group.
+type Copies = HashMap<(Tier, u32, EngineHash), u32>;
+
 /// An owned [`ExtraKey`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Extra {
@@ -44,7 +47,9 @@ enum Extra {
 #[derive(Clone, Debug)]
 pub struct Reference {
     spec: HolderSpec,
-    copies: HashMap<(Tier, u32, EngineHash), u32>,
+    copies: Copies,
+    /// What it held before losses, the latest first.
+    doubted: Vec<Copies>,
     named: HashMap<Content4, Vec<EngineHash>>,
     depth: HashMap<EngineHash, u32>,
     /// Kind, window and block size by group.
@@ -62,6 +67,7 @@ impl Reference {
         Reference {
             spec,
             copies: HashMap::new(),
+            doubted: Vec::new(),
             named: HashMap::new(),
             depth: HashMap::new(),
             groups: BTreeMap::new(),
@@ -78,6 +84,26 @@ impl Reference {
         *self = Reference::new(self.spec.clone());
     }
 
+    /// Holds nothing for certain any more; see [`crate::Index::doubt`].
+    pub fn doubt(&mut self) {
+        self.doubted.insert(0, std::mem::take(&mut self.copies));
+        self.doubted.truncate(3);
+    }
+
+    /// See [`crate::Index::drop_suspects`].
+    pub fn forget_doubted(&mut self) {
+        self.doubted.clear();
+    }
+
+    /// See [`crate::Score::suspect`]. The query's prompt must be tokens.
+    pub fn suspect(&self, query: &Query<'_>) -> u32 {
+        let mut all = self.clone();
+        for (key, n) in all.doubted.drain(..).flatten() {
+            *all.copies.entry(key).or_default() += n;
+        }
+        all.expect(query).cached
+    }
+
     /// Applies the events in order.
     pub fn apply(&mut self, batch: &Batch<'_>) {
         for event in batch.events() {
@@ -86,15 +112,22 @@ impl Reference {
                 Event::Removed(r) => {
                     for &h in r.hashes {
                         let key = (r.tier, r.group, h);
-                        match self.copies.get_mut(&key) {
-                            Some(n) if *n > 1 => *n -= 1,
-                            Some(_) | None => {
-                                self.copies.remove(&key);
+                        let mut everything = std::iter::once(&mut self.copies).chain(&mut self.doubted);
+                        if let Some(copies) = everything.find(|c| c.contains_key(&key))
+                            && let Some(n) = copies.get_mut(&key)
+                        {
+                            *n -= 1;
+                            if *n == 0 {
+                                copies.remove(&key);
                             }
                         }
                     }
                 }
-                Event::Cleared(c) => self.copies.retain(|(t, _, _), _| c.tier.is_some_and(|x| x != *t)),
+                Event::Cleared(c) => {
+                    for copies in std::iter::once(&mut self.copies).chain(&mut self.doubted) {
+                        copies.retain(|(t, _, _), _| c.tier.is_some_and(|x| x != *t));
+                    }
+                }
             }
         }
     }

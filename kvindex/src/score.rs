@@ -18,6 +18,13 @@ pub(crate) struct Terms<'a> {
     pub items: &'a [MmItem<'a>],
 }
 
+impl Terms<'_> {
+    /// `blocks` of the engine in the blocks asked for.
+    pub fn whole(&self, blocks: u32, engine_block: u32) -> u32 {
+        whole_blocks(blocks, engine_block, self.block_size.unwrap_or(engine_block))
+    }
+}
+
 /// Scores one holder. `engine_block` is the block size of `runs` and `announced`.
 pub(crate) fn score(
     holder: HolderId,
@@ -52,6 +59,7 @@ pub(crate) fn score(
         cached_tokens: hit.tokens(&mut |_| {}),
         speculative: whole(announced.max(prefixes.held)),
         mm_matched: with_items(cached, block_size, terms.items),
+        suspect: cached,
         partial: false,
     }
 }

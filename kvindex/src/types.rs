@@ -179,6 +179,9 @@ pub struct Score {
     pub speculative: u32,
     /// Matched blocks that contain multimodal tokens.
     pub mm_matched: u32,
+    /// Contiguous blocks when those count too that were held before a loss and may be gone since; at
+    /// least `cached`.
+    pub suspect: u32,
     /// The index dropped some of what this holder has to stay within its budget: it may have more.
     pub partial: bool,
 }
@@ -222,6 +225,8 @@ pub struct HolderStats {
     pub unplaced: u64,
     /// Block size of the engine's events; 0 before the first store.
     pub block_size: u32,
+    /// Distinct blocks that were held before a loss and may be gone since; in none of the above.
+    pub suspect: u64,
     /// Blocks refused so far.
     pub refused: u64,
     /// Blocks dropped so far to stay within the index's budget.

@@ -198,7 +198,9 @@ fn candidates<'s>(seats: &'s [Seat], query: &Query<'_>) -> Walk<'s> {
             && profile.block_size != 0
             && !profile.sizes.contains(&asked)
         {
-            out.block_size_mismatch.push(member.id);
+            if member.suspect_of.is_none() {
+                out.block_size_mismatch.push(member.id);
+            }
             continue;
         }
         out.columns.push(Column {

@@ -63,6 +63,9 @@ pub struct EndpointScore {
     pub speculative_blocks: u32,
     /// Matched blocks that contain multimodal tokens.
     pub mm_match_blocks: u32,
+    /// Contiguous blocks when those count too that may be gone since batches were lost for good; 0
+    /// where nothing is in doubt. No other count includes them.
+    pub suspect_blocks: u32,
     /// How far all this can be trusted.
     pub freshness: Freshness,
 }
@@ -135,6 +138,7 @@ impl From<kv::EndpointScore> for EndpointScore {
             cached_tokens: e.cached_tokens,
             speculative_blocks: e.speculative_blocks,
             mm_match_blocks: e.mm_match_blocks,
+            suspect_blocks: e.suspect_blocks,
             freshness: e.freshness.map(Into::into).unwrap_or_default(),
         }
     }

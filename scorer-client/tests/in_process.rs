@@ -58,6 +58,7 @@ fn answer(request: &kv::ScoreRequest) -> Result<kv::ScoreResponse, Status> {
             cached_tokens: 1 << 40,
             speculative_blocks: 10,
             mm_match_blocks: 4,
+            suspect_blocks: 12,
             freshness: Some(kv::Freshness {
                 state: kv::PublisherState::Partial as i32,
                 silent_ms: 1500,
@@ -265,7 +266,7 @@ async fn every_field_of_an_answer_comes_back() {
     assert_eq!(e.by_tier, [0, 2, 0, 0, 0]);
     assert_eq!(e.cumulative_by_tier, [5, 0, 0, 8, 1]);
     assert_eq!((e.weighted_blocks, e.cached_tokens), (6.5, 1 << 40));
-    assert_eq!((e.speculative_blocks, e.mm_match_blocks), (10, 4));
+    assert_eq!((e.speculative_blocks, e.mm_match_blocks, e.suspect_blocks), (10, 4, 12));
     let f = e.freshness;
     assert_eq!((f.state, f.complete, f.last_seq), (PublisherState::Partial, true, Some(0)));
     assert_eq!((f.silent, f.staleness), (Duration::from_millis(1500), Duration::from_millis(20)));

@@ -89,6 +89,7 @@ pub(super) struct IngestTable {
     pub replay_total: Option<Time>,
     pub held_batches: Option<usize>,
     pub held_size: Option<Bytes>,
+    pub suspect_ttl: Option<Time>,
     pub max_publishers: Option<usize>,
 }
 
@@ -183,6 +184,7 @@ impl IngestTable {
             replay_total,
             held_batches,
             held_size,
+            suspect_ttl,
             max_publishers,
         } = self;
         set(&mut to.threads, threads);
@@ -195,6 +197,7 @@ impl IngestTable {
         set(&mut to.replay_total, replay_total.map(|t| t.0));
         set(&mut to.held_batches, held_batches);
         set(&mut to.held_bytes, held_size.map(|b| b.0));
+        set(&mut to.doubt_for, suspect_ttl.map(|t| t.0));
         set(&mut to.max_publishers, max_publishers);
     }
 }
@@ -231,6 +234,7 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("ingest.replay_total (ms)", millis(ingest.replay_total), 1..=DAY),
         ("ingest.held_batches", count(ingest.held_batches), 0..=1 << 24),
         ("ingest.held_size (bytes)", count(ingest.held_bytes), 0..=1 << 36),
+        ("ingest.suspect_ttl (ms)", millis(ingest.doubt_for), 0..=DAY),
         ("ingest.max_publishers", count(ingest.max_publishers), 1..=1 << 20),
     ]
 }

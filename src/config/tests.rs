@@ -86,6 +86,7 @@ fn the_example_file_names_every_key_there_is() {
             replay_total: Some(_),
             held_batches: Some(_),
             held_size: Some(_),
+            suspect_ttl: Some(_),
             max_publishers: Some(_),
         }
     ));

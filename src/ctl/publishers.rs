@@ -131,6 +131,7 @@ pub fn as_json(p: &PublisherStatus) -> Value {
         ("dropped", p.dropped.into()),
         ("queued", p.queued.into()),
         ("observed_block_size", p.observed_block_size.into()),
+        ("suspect_blocks", p.suspect_blocks.into()),
         ("last_error", Value::from(p.last_error.as_str())),
     ] {
         out[name] = value;

@@ -136,6 +136,7 @@ pub fn endpoint_json(e: &EndpointScore) -> Value {
         "weighted_blocks": e.weighted_blocks,
         "speculative_blocks": e.speculative_blocks,
         "mm_match_blocks": e.mm_match_blocks,
+        "suspect_blocks": e.suspect_blocks,
         "state": state_name(f.state()),
         "complete": f.complete,
         "last_seq": f.last_seq,

@@ -27,6 +27,8 @@ pub struct IngestConfig {
     pub held_batches: usize,
     /// Bytes behind a hole that are held back.
     pub held_bytes: usize,
+    /// How long what was held before a loss is remembered, as in doubt.
+    pub doubt_for: Duration,
     /// Publishers that may be registered.
     pub max_publishers: usize,
     /// Addresses where engines dial in and are registered by their topic.
@@ -46,6 +48,7 @@ impl Default for IngestConfig {
             replay_total: Duration::from_secs(60),
             held_batches: 16_384,
             held_bytes: 64 << 20,
+            doubt_for: Duration::from_secs(600),
             max_publishers: 1_024,
             listen: Vec::new(),
         }

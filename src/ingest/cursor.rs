@@ -6,6 +6,8 @@
 //! A live socket is FIFO, so a number that does not rise on it means a new engine. Only a
 //! replay can run ahead of the live socket; what it has brought already comes again.
 
+use serde::{Deserialize, Serialize};
+
 /// How a live batch relates to the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
@@ -53,7 +55,40 @@ pub struct Cursor {
     live: Option<(u64, bool)>,
 }
 
+/// Where a stream stood when what it told was written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Last batch applied or stepped over; `None` = none yet.
+    pub seq: Option<u64>,
+    /// The engine's time of exactly that batch; `None` where it could not be read.
+    pub ts: Option<f64>,
+    /// The latest time among all batches applied.
+    pub newest_ts: Option<f64>,
+    /// Whether all that the engine stored since its start, or since a clear, was known.
+    pub complete: bool,
+    /// Which life of the engine spoke, where its messages say so.
+    pub life: Option<[u8; 16]>,
+}
+
 impl Cursor {
+    /// Goes on from `position`, which the live socket may have passed already.
+    pub fn resume(&mut self, position: &Position) {
+        let Position { seq, ts, newest_ts, .. } = *position;
+        *self = Cursor { last: seq, last_ts: ts, newest_ts, live: self.live };
+    }
+
+    /// The time of the last batch applied, and the latest among all of them.
+    pub fn times(&self) -> (Option<f64>, Option<f64>) {
+        (self.last_ts, self.newest_ts)
+    }
+
+    /// Whether a batch that the live socket brought is of another life than what is applied.
+    pub fn is_of_another_life(&self, batch: Seen) -> bool {
+        self.last.is_some_and(|last| batch.seq <= last)
+            && !batch.empty
+            && (self.contradicts(batch.seq, batch.ts) || self.newest_ts.is_some_and(|t| batch.ts > t))
+    }
+
     /// The last batch applied or stepped over.
     pub fn last(&self) -> Option<u64> {
         self.last

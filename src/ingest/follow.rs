@@ -25,6 +25,7 @@ use super::cursor::{Arrival, Cursor, Seen};
 use super::held::{Held, HeldBatch};
 use super::message::Message;
 use super::replay::{Patience, Session};
+use super::rules::{Rule, Rules};
 use super::stats::Counters;
 use crate::publisher::PublisherState;
 
@@ -34,6 +35,10 @@ pub trait Sink {
     fn apply(&mut self, batch: &Batch<'_>);
     /// Forgets everything.
     fn clear(&mut self);
+    /// Counts nothing of what is held as certain any more.
+    fn doubt(&mut self);
+    /// Forgets what has been in doubt.
+    fn drop_doubted(&mut self);
 }
 
 /// What the follower wants of the replay socket.
@@ -78,6 +83,8 @@ pub struct Limits {
     pub held_bytes: usize,
     /// Silence after which the replay endpoint is asked whether anything was missed.
     pub check_after: Duration,
+    /// How long what was held before a loss is remembered.
+    pub doubt_for: Duration,
 }
 
 /// The state of following one publisher.
@@ -97,7 +104,14 @@ pub struct Follower<S> {
     /// Numbers of live messages behind the cursor that could not be read.
     pub(super) unreadable: BTreeSet<u64>,
     /// Which life of the engine speaks, where its messages say so.
-    life: Option<[u8; 16]>,
+    pub(super) life: Option<[u8; 16]>,
+    /// Whether what the engine told before is still being fetched: until then batches are held back.
+    pub(super) waiting: bool,
+    /// Whether the engine that speaks is known to be the one of the snapshot gone on from. Until then
+    /// what comes is held back.
+    pub(super) proven: bool,
+    /// Whether the engine began anew meanwhile.
+    pub(super) began_anew: bool,
     pub(super) session: Option<Session>,
     /// Whether the session only makes sure that nothing was missed.
     pub(super) checking: bool,
@@ -110,15 +124,26 @@ pub struct Follower<S> {
     /// When to make sure that nothing was missed.
     pub(super) check_at: Option<Instant>,
     pub(super) last_live: Option<Instant>,
+    /// Until when what was held before a loss is remembered.
+    pub(super) doubt_until: Option<Instant>,
     rank_reported: bool,
     block_size_reported: bool,
     pub(super) last_error: Option<String>,
+    pub(super) rules: Rules,
 }
 
 impl<S: Sink> Follower<S> {
     /// Begins to follow; with a replay endpoint, by asking for the history.
     pub fn new(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>, now: Instant) -> Self {
-        let mut follower = Follower {
+        let mut follower = Follower::waiting(sink, profile, limits, counters);
+        follower.begin(now);
+        follower
+    }
+
+    /// Begins to listen, and holds back what comes until [`resume`](Self::resume) or
+    /// [`begin`](Self::begin) says what was applied before.
+    pub fn waiting(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>) -> Self {
+        Follower {
             sink,
             profile,
             limits,
@@ -130,6 +155,9 @@ impl<S: Sink> Follower<S> {
             met: false,
             unreadable: BTreeSet::new(),
             life: None,
+            waiting: true,
+            proven: true,
+            began_anew: false,
             session: None,
             checking: false,
             next_ask: 1,
@@ -138,15 +166,22 @@ impl<S: Sink> Follower<S> {
             checkable: true,
             check_at: None,
             last_live: None,
+            doubt_until: None,
             rank_reported: false,
             block_size_reported: false,
             last_error: None,
-        };
-        if follower.profile.replayable {
-            follower.session = Some(Session::new(follower.limits.patience, now));
-            follower.ask(now);
+            rules: Rules::default(),
         }
-        follower
+    }
+
+    /// Follows by other rules from now on, for the simulation.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = rules;
+    }
+
+    /// Where its batches go.
+    pub fn sink(&self) -> &S {
+        &self.sink
     }
 
     /// Takes a message of the live socket that arrived at `at`.
@@ -178,10 +213,20 @@ impl<S: Sink> Follower<S> {
         {
             self.restarted("publisher id changed");
         }
-        let mut arrival = self.cursor.observe(seen);
+        let mut arrival = self.rules.of_live(self.cursor.observe(seen));
         if arrival == Arrival::Restart {
             self.restarted("sequence went back");
             arrival = self.cursor.observe(seen);
+        }
+        if self.waiting {
+            drop(batch);
+            drop(frames);
+            return self.wait_with(arrival, HeldBatch { seen, message, at });
+        }
+        if !self.proven && arrival == Arrival::Next {
+            drop(batch);
+            drop(frames);
+            return self.hold(HeldBatch { seen, message, at }, 0, now);
         }
         match arrival {
             Arrival::First => {
@@ -203,6 +248,9 @@ impl<S: Sink> Follower<S> {
                 }
             }
             Arrival::Gap { missing } => {
+                if !self.rules.hold(Rule::Hold) {
+                    self.sink.apply(&batch);
+                }
                 drop(batch);
                 drop(frames);
                 self.hold(HeldBatch { seen, message, at }, missing, now);
@@ -229,10 +277,10 @@ impl<S: Sink> Follower<S> {
         self.cursor.took_live(batch.seen);
         self.held.push(batch);
         if !self.profile.replayable {
-            return self.accept_loss("no replay endpoint");
+            return self.accept_loss("no replay endpoint", now);
         }
         if self.held.len() > self.limits.held_batches || self.held.bytes() > self.limits.held_bytes {
-            return self.accept_loss("more was held back than may be");
+            return self.accept_loss("more was held back than may be", now);
         }
         self.repair(now);
     }
@@ -285,6 +333,7 @@ impl<S: Sink> Follower<S> {
         self.forget(why);
         self.held.clear();
         self.cursor = Cursor::default();
+        self.began_anew = self.waiting;
         self.finish();
     }
 
@@ -292,9 +341,13 @@ impl<S: Sink> Follower<S> {
     pub(super) fn forget(&mut self, why: &str) {
         info!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), "engine restarted, learning anew");
         self.counters.restarts.add(1);
-        self.sink.clear();
+        if self.rules.hold(Rule::ForgetOnRestart) {
+            self.sink.clear();
+            self.doubt_until = None;
+        }
         self.unreadable.clear();
         self.complete = false;
+        self.proven = true;
     }
 
     pub(super) fn malformed(&mut self, e: &dyn Display) {
@@ -348,7 +401,7 @@ impl<S: Sink> Follower<S> {
     pub fn state(&self) -> PublisherState {
         if !self.heard {
             PublisherState::Connecting
-        } else if self.session.is_some() && !self.checking {
+        } else if self.waiting || (self.session.is_some() && !self.checking) {
             PublisherState::Replaying
         } else if self.complete {
             PublisherState::Live
@@ -359,7 +412,7 @@ impl<S: Sink> Follower<S> {
 
     /// Whether the engine's whole history is applied.
     pub fn is_complete(&self) -> bool {
-        self.complete && self.held.is_empty()
+        self.complete && self.held.is_empty() && self.state() == PublisherState::Live
     }
 
     /// Last batch applied.

@@ -62,7 +62,7 @@ fn a_history_that_begins_late_is_taken_as_it_is() {
     let mut rig = Rig::new(true);
     rig.live([9]);
     rig.replay(5..10);
-    assert_eq!(rig.told(), "clear 5@100 6@100 7@100 8@100 9@100");
+    assert_eq!(rig.told(), "doubt 5@100 6@100 7@100 8@100 9@100");
     assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
     rig.live([10]);
     assert_eq!(rig.told(), "10@100");
@@ -90,11 +90,20 @@ fn a_gap_is_healed_by_a_replay_from_the_last_batch() {
 }
 
 #[test]
-fn without_a_replay_endpoint_a_gap_forgets_what_was_known() {
+fn without_a_replay_endpoint_a_gap_doubts_what_was_known() {
     let mut rig = Rig::new(false);
     rig.live([0, 1, 4, 5]);
-    assert_eq!(rig.told(), "0@100 1@100 clear 4@100 5@100");
+    assert_eq!(rig.told(), "0@100 1@100 doubt 4@100 5@100");
     assert_eq!(rig.follower.state(), Partial);
+}
+
+#[test]
+fn what_is_in_doubt_is_dropped_in_the_end() {
+    let mut rig = Rig::new(false);
+    rig.live([0, 1, 4]);
+    rig.wait();
+    assert_eq!(rig.told(), "0@100 1@100 doubt 4@100 settle");
+    assert_eq!(rig.follower.deadline(), None);
 }
 
 /// vLLM 0.32 drops messages in the middle of a deep replay and still says it is whole.
@@ -132,7 +141,7 @@ fn a_hole_that_every_replay_has_is_accepted_in_the_end() {
         rig.wait();
     }
     rig.replay([0, 2, 3, 4]);
-    assert_eq!(rig.told(), "0@100 clear 2@100 3@100 4@100 5@100");
+    assert_eq!(rig.told(), "0@100 doubt 2@100 3@100 4@100 5@100");
     assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
 }
 
@@ -146,7 +155,7 @@ fn a_replay_that_never_answers_is_given_up() {
         waits += 1;
     }
     assert_eq!(waits, 5, "three attempts and two pauses");
-    assert_eq!(rig.told(), "0@100 clear 3@100 4@100");
+    assert_eq!(rig.told(), "0@100 doubt 3@100 4@100");
     assert_eq!(rig.follower.state(), Partial);
     rig.live([5]);
     assert_eq!(rig.told(), "5@100");
@@ -180,7 +189,7 @@ fn an_endless_replay_is_cut_off() {
         seq += 1;
     }
     assert_eq!(seq, 61);
-    assert!(rig.told().ends_with("60@100 clear 1000000@100"), "as long as it is patient");
+    assert!(rig.told().ends_with("60@100 doubt 1000000@100"), "as long as it is patient");
 }
 
 #[test]
@@ -333,7 +342,7 @@ fn more_than_may_be_held_back_gives_the_replay_up() {
     let mut rig = Rig::new(true);
     rig.live([0]);
     rig.live(5..16);
-    assert!(rig.told().starts_with("0@100 clear 5@100 6@100"));
+    assert!(rig.told().starts_with("0@100 doubt 5@100 6@100"));
     assert_eq!((rig.follower.state(), rig.asked_from()), (Partial, None));
     assert_eq!(rig.follower.held().0, 0);
 }
@@ -427,5 +436,151 @@ fn another_publisher_id_is_another_life_of_the_engine() {
     speak(1, 0, 100.0);
     speak(1, 1, 100.0);
     speak(2, 2, 200.0);
-    assert_eq!(rig.told(), "0@100 1@100 clear clear 2@200");
+    assert_eq!(rig.told(), "0@100 1@100 clear doubt 2@200");
+}
+
+#[test]
+fn a_snapshot_is_followed_by_what_was_held_back_and_nothing_twice() {
+    let mut rig = Rig::waiting(true);
+    rig.live(3..8);
+    assert_eq!((rig.told().as_str(), rig.follower.state()), ("", Replaying));
+    rig.resume(5, 100.0);
+    assert_eq!(rig.told(), "6@100 7@100", "batch 5 shows that the same engine speaks");
+    rig.replay([7]);
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+    rig.live([8]);
+    assert_eq!(rig.told(), "8@100");
+}
+
+#[test]
+fn between_snapshot_and_first_message_the_history_is_asked() {
+    let mut rig = Rig::waiting(true);
+    rig.live([9]);
+    rig.resume(5, 100.0);
+    assert_eq!((rig.told().as_str(), rig.asked_from()), ("", Some(5)));
+    rig.replay(5..9);
+    assert_eq!(rig.told(), "6@100 7@100 8@100 9@100");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn a_silent_engine_is_not_certain_before_it_has_answered() {
+    let mut rig = Rig::waiting(true);
+    rig.resume(5, 100.0);
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Connecting, false));
+    rig.replay([5]);
+    rig.end();
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn another_engine_than_at_the_snapshot_is_learnt_anew() {
+    let mut rig = Rig::waiting(true);
+    rig.resume(2, 100.0);
+    rig.start = 200.0;
+    rig.replay([2]);
+    assert_eq!(rig.told(), "clear");
+    rig.wait();
+    rig.replay(0..3);
+    rig.end();
+    assert_eq!(rig.told(), "0@200 1@200 2@200");
+    assert_eq!(rig.counters.restarts.get(), 1);
+}
+
+#[test]
+fn what_was_held_back_shows_that_another_engine_speaks() {
+    for replayable in [true, false] {
+        let mut rig = Rig::waiting(replayable);
+        rig.start = 200.0;
+        rig.live(0..3);
+        rig.resume(5, 100.0);
+        assert_eq!(rig.told(), "clear 0@200 1@200 2@200", "{replayable}");
+    }
+}
+
+#[test]
+fn without_replay_the_batch_after_the_snapshot_proves_it() {
+    let mut rig = Rig::waiting(false);
+    rig.resume(5, 100.0);
+    assert_eq!(rig.follower.state(), Connecting);
+    rig.live([6]);
+    assert_eq!(rig.told(), "6@100");
+    assert_eq!((rig.follower.state(), rig.follower.is_complete()), (Live, true));
+}
+
+#[test]
+fn without_replay_a_gap_after_the_snapshot_is_a_loss() {
+    let mut rig = Rig::waiting(false);
+    rig.resume(5, 100.0);
+    rig.live([7]);
+    assert_eq!(rig.told(), "doubt 7@100");
+    assert_eq!(rig.follower.state(), Partial);
+    let mut rig = Rig::waiting(false);
+    rig.live([7, 8]);
+    rig.resume(5, 100.0);
+    assert_eq!(rig.told(), "doubt 7@100 8@100");
+}
+
+/// The snapshot may be of before the restart or after: it cannot be told and nobody can be asked.
+#[test]
+fn without_replay_a_restart_while_waiting_makes_the_snapshot_worthless() {
+    let mut rig = Rig::waiting(false);
+    rig.live(7..9);
+    rig.start = 200.0;
+    rig.live([6]);
+    rig.resume(5, 100.0);
+    assert_eq!(rig.told(), "clear clear doubt 6@200");
+}
+
+#[test]
+fn more_than_may_be_held_back_while_waiting_shows_as_a_gap() {
+    let mut rig = Rig::waiting(true);
+    rig.live(3..16);
+    rig.resume(5, 100.0);
+    assert_eq!((rig.told().as_str(), rig.asked_from()), ("", Some(5)));
+    rig.replay(5..16);
+    assert_eq!(rig.told().split(' ').count(), 10);
+    assert_eq!((rig.follower.state(), rig.counters.dropped.get()), (Live, 10));
+}
+
+#[test]
+fn without_a_snapshot_one_that_waited_begins_like_any_other() {
+    let mut rig = Rig::waiting(true);
+    rig.live(0..2);
+    rig.follower.begin(rig.now);
+    assert_eq!((rig.told().as_str(), rig.follower.state()), ("0@100 1@100", Replaying));
+    let mut rig = Rig::waiting(false);
+    rig.live([4, 5]);
+    rig.follower.begin(rig.now);
+    assert_eq!(rig.told(), "doubt 4@100 5@100");
+}
+
+/// A new engine's numbers may go on just where the snapshot ends; only the batch that both have tells.
+#[test]
+fn what_comes_after_the_snapshot_waits_for_the_proof() {
+    for (start, told) in [(100.0, "6@100 7@100 8@100"), (200.0, "clear")] {
+        let mut rig = Rig::waiting(true);
+        rig.start = start;
+        rig.live([6]);
+        rig.resume(5, 100.0);
+        rig.live([7]);
+        assert_eq!((rig.told().as_str(), rig.asked_from()), ("", Some(5)));
+        assert_eq!(rig.follower.state(), Replaying);
+        rig.replay([5]);
+        if start == 100.0 {
+            rig.live([8]);
+        }
+        assert_eq!(rig.told(), told);
+        assert_eq!(rig.follower.is_complete(), start == 100.0);
+    }
+}
+
+#[test]
+fn a_history_that_begins_after_the_snapshot_proves_nothing() {
+    let mut rig = Rig::waiting(true);
+    rig.resume(5, 100.0);
+    rig.replay([6, 7]);
+    rig.end();
+    assert_eq!(rig.told(), "doubt 6@100 7@100");
+    assert_eq!(rig.follower.state(), Partial);
 }

@@ -48,6 +48,11 @@ impl Held {
         self.batches.front().map(|b| b.seen.seq)
     }
 
+    /// What is known of the oldest.
+    pub fn oldest_seen(&self) -> Option<Seen> {
+        self.batches.front().map(|b| b.seen)
+    }
+
     /// Takes the oldest.
     pub fn pop(&mut self) -> Option<HeldBatch> {
         let batch = self.batches.pop_front()?;

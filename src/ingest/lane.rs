@@ -13,10 +13,11 @@ use kvproto::Batch;
 use parking_lot::Mutex;
 
 use super::apply::Signal;
+use super::desk;
 use super::follow::{Follower, Limits, Profile, Request, Sink};
 use super::gauges::Gauges;
 use super::message::Message;
-use super::queue::{self, Item, Queue, QueueLimits};
+use super::queue::{Queue, QueueLimits};
 use super::socket::Address;
 use super::stats::Counters;
 use crate::publisher::{Freshness, PublisherSpec, PublisherStatus};
@@ -42,6 +43,14 @@ impl Sink for Place {
 
     fn clear(&mut self) {
         self.index.clear(self.holder);
+    }
+
+    fn doubt(&mut self) {
+        self.index.doubt(self.holder);
+    }
+
+    fn drop_doubted(&mut self) {
+        self.index.drop_suspects(self.holder);
     }
 }
 
@@ -158,28 +167,13 @@ impl Lane {
     /// Applies what waits, up to a limit, and lines up again if there is more.
     pub fn turn(self: &Arc<Self>) -> Turn {
         let mut follower = self.follower.lock();
-        let mut items = self.queue.lock().take(TURN);
+        let items = self.queue.lock().take(TURN);
         let mut requests = Vec::new();
-        while let Some(item) = items.pop_front() {
-            let now = Instant::now();
-            match item {
-                Item::Live { message, at } => follower.live(message, at, now),
-                Item::Answer { ask, message } => follower.answer(ask, &message, now),
-                Item::CutOff { ask } => follower.cut_off(ask, now),
-            }
-            requests.extend(follower.take_request());
-            self.show(&mut follower, queue::oldest(&items));
-        }
+        desk::work(&mut follower, items, Instant::now, &mut requests, |f, waiting| self.show(f, waiting));
         let now = Instant::now();
-        if follower.deadline().is_some_and(|at| at <= now) {
-            follower.timeout(now);
-        }
+        desk::expire(&mut follower, now, &mut requests);
         let mut queue = self.queue.lock();
-        if queue.overflowed && queue.is_empty() {
-            // Nothing may come after what was dropped, and then no gap would show it.
-            queue.overflowed = !follower.check_now(now);
-        }
-        requests.extend(follower.take_request());
+        desk::settle(&mut follower, &mut queue, now, &mut requests);
         self.show(&mut follower, queue.oldest());
         queue.scheduled = false;
         if !queue.is_empty() {

@@ -41,7 +41,7 @@ impl Message {
     }
 
     /// Length of all frames together, in bytes.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 

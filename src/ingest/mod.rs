@@ -24,6 +24,7 @@ mod apply;
 mod budget;
 pub mod config;
 mod cursor;
+mod desk;
 mod follow;
 #[cfg(test)]
 mod follow_tests;
@@ -38,7 +39,9 @@ mod reader;
 mod registry;
 mod repair;
 mod replay;
+mod resume;
 mod route;
+mod rules;
 mod socket;
 mod spec;
 mod stats;
@@ -51,6 +54,19 @@ mod tests;
 pub use config::{IngestConfig, Listen};
 pub use stats::Totals;
 pub use store::StoreError;
+
+/// Following without sockets, threads and clocks, for the simulation in `tests/sim/`.
+#[doc(hidden)]
+pub mod pure {
+    pub use super::budget::Budget;
+    pub use super::desk::{expire, settle, work};
+    pub use super::follow::{Follower, Limits, Profile, Request, Sink};
+    pub use super::message::Message;
+    pub use super::queue::{Item, Queue, QueueLimits};
+    pub use super::replay::Patience;
+    pub use super::rules::{Rule, Rules};
+    pub use super::stats::Counters;
+}
 
 use crate::publisher::{Freshness, PublisherSpec, PublisherStatus, Selector};
 use apply::Signal;

@@ -239,7 +239,7 @@ fn receive(socket: &Socket, scratch: &mut zmq::Message, max: usize) -> Result<Op
             Err(zmq::Error::EINTR) => continue,
             Err(_) => return Ok(None),
         }
-        fits = fits && frame <= MAX_FRAMES && message.len() + scratch.len() <= max;
+        fits = fits && frame <= MAX_FRAMES && message.bytes() + scratch.len() <= max;
         if fits {
             message.push(scratch);
         }

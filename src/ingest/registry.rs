@@ -204,6 +204,7 @@ impl Registry {
             held_batches: c.held_batches,
             held_bytes: c.held_bytes,
             check_after: CHECK_AFTER,
+            doubt_for: c.doubt_for,
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));

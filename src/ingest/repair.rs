@@ -13,6 +13,7 @@ use super::cursor::{Cursor, Seen};
 use super::follow::{Follower, Request, Sink};
 use super::message::Message;
 use super::replay::{Answer, Session, Verdict};
+use super::rules::Rule;
 
 /// The subscription takes effect a moment after the first replay was asked for; what was
 /// published in between is looked for this much later.
@@ -31,7 +32,7 @@ impl<S: Sink> Follower<S> {
         }
         let overdue = self.session.is_some_and(|s| s.is_overdue(now));
         if overdue {
-            self.accept_loss("replay took too long");
+            self.accept_loss("replay took too long", now);
         }
     }
 
@@ -45,11 +46,19 @@ impl<S: Sink> Follower<S> {
 
     /// When [`timeout`](Self::timeout) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
-        self.session.as_ref().map(Session::deadline).or(self.check_at)
+        if self.waiting {
+            return None;
+        }
+        let due = self.session.as_ref().map(Session::deadline).or(self.check_at);
+        due.into_iter().chain(self.doubt_until).min()
     }
 
     /// Does what is due at `now`.
     pub fn timeout(&mut self, now: Instant) {
+        if self.doubt_until.is_some_and(|at| at <= now) {
+            self.doubt_until = None;
+            self.sink.drop_doubted();
+        }
         match &self.session {
             Some(session) if now < session.deadline() => {}
             Some(session) if session.is_pausing() => self.ask(now),
@@ -99,7 +108,7 @@ impl<S: Sink> Follower<S> {
     fn replayed(&mut self, seq: u64, payload: &[u8], now: Instant) {
         let last = self.cursor.last();
         let Some(session) = &mut self.session else { return };
-        let meaning = session.answer(seq, last, now);
+        let meaning = self.rules.of_replayed(session.answer(seq, last, now));
         self.heard = true;
         self.keeps_history = true;
         let batch = decode(self.profile.engine, payload);
@@ -115,22 +124,26 @@ impl<S: Sink> Follower<S> {
             }
             Answer::Anchor => {
                 if batch.is_ok_and(|b| self.cursor.contradicts(seq, b.ts)) {
-                    self.taken_over("another batch has the number of the last one", true, now);
+                    return self.taken_over("another batch has the number of the last one", true, now);
                 }
-                return;
+                self.is_proven();
+                return self.caught_up(now);
+            }
+            Answer::Next if !self.proven => {
+                self.distrust(seq, "the engine does not keep the snapshot's last batch", now)
             }
             Answer::Next => {}
             Answer::Hole { kept: true } => match session.failed(last, false, now) {
                 Verdict::Ask => return self.ask(now),
                 Verdict::Wait => return self.disown(),
                 Verdict::GiveUp => {
-                    if !self.skip_hole(seq, "replays leave it out") {
+                    if !self.skip_hole(seq, "replays leave it out", now) {
                         return;
                     }
                 }
             },
             Answer::Hole { kept: false } => {
-                if !self.skip_hole(seq, "the engine does not keep them") {
+                if !self.skip_hole(seq, "the engine does not keep them", now) {
                     return;
                 }
             }
@@ -143,9 +156,13 @@ impl<S: Sink> Follower<S> {
             Err(e) => self.step_over(seq, &e),
         }
         self.drain();
-        let caught_up =
-            self.held.is_empty() && self.cursor.live().is_some_and(|l| Some(l) <= self.cursor.last());
-        if caught_up && !self.checking {
+        self.caught_up(now);
+    }
+
+    /// Ends a replay that has brought all that the live socket has.
+    fn caught_up(&mut self, now: Instant) {
+        let all = self.held.is_empty() && self.cursor.live().is_some_and(|l| Some(l) <= self.cursor.last());
+        if all && !self.checking {
             self.finish();
             self.check_at = Some(now + self.limits.check_after);
         }
@@ -153,12 +170,12 @@ impl<S: Sink> Follower<S> {
 
     /// Accepts that nothing before `seq` can be had. False where the batches held back reach
     /// further back than `seq`: then they were applied and the replay is over.
-    fn skip_hole(&mut self, seq: u64, why: &str) -> bool {
+    fn skip_hole(&mut self, seq: u64, why: &str, now: Instant) -> bool {
         if self.held.front().is_some_and(|front| front <= seq) {
-            self.accept_loss(why);
+            self.accept_loss(why, now);
             return false;
         }
-        self.lose(seq, why);
+        self.lose(seq, why, now);
         true
     }
 
@@ -166,7 +183,7 @@ impl<S: Sink> Follower<S> {
         let Some(session) = &mut self.session else { return };
         session.ended();
         self.heard = true;
-        if session.anchor_is_gone() {
+        if session.anchor_is_gone() && self.rules.hold(Rule::MissingAnchor) {
             if self.checking && !self.keeps_history {
                 // An engine that keeps no history cannot be checked.
                 self.finish();
@@ -176,6 +193,11 @@ impl<S: Sink> Follower<S> {
             // The engine has published less than was applied, so it is another one, and what
             // was held back is the earlier one's too.
             return self.taken_over("it has published less than was applied", false, now);
+        }
+        if !self.rules.hold(Rule::EarlyEnd) {
+            while let Some(batch) = self.held.pop() {
+                self.apply_held(batch);
+            }
         }
         if !self.held.is_empty() {
             return self.attempt_failed(now);
@@ -222,7 +244,7 @@ impl<S: Sink> Follower<S> {
                 self.finish();
                 self.check_at = Some(now + self.limits.check_after);
             }
-            Verdict::GiveUp => self.accept_loss("replay brought nothing"),
+            Verdict::GiveUp => self.accept_loss("replay brought nothing", now),
         }
     }
 
@@ -238,6 +260,10 @@ impl<S: Sink> Follower<S> {
     /// connection came up would otherwise show only with its next batch.
     fn check(&mut self, now: Instant) {
         let Some(due) = self.check_at else { return };
+        if !self.rules.hold(Rule::CheckAfterSilence) {
+            self.check_at = None;
+            return;
+        }
         let due = self.last_live.map_or(due, |l| due.max(l + self.limits.check_after));
         if now < due {
             self.check_at = Some(due);
@@ -248,7 +274,7 @@ impl<S: Sink> Follower<S> {
 
     /// Asks whether anything was missed. False while a replay is under way.
     pub fn check_now(&mut self, now: Instant) -> bool {
-        if self.session.is_some() {
+        if self.session.is_some() || self.waiting {
             return false;
         }
         if self.profile.replayable && self.checkable {

@@ -7,6 +7,7 @@ use kvproto::engine::Engine;
 use kvproto::{Batch, Event};
 use serde_json::{Value, json};
 
+use super::cursor::Position;
 use super::follow::{Follower, Limits, Profile, Request, Sink};
 use super::message::Message;
 use super::replay::Patience;
@@ -91,6 +92,14 @@ impl Sink for Journal {
     fn clear(&mut self) {
         self.0.push("clear".into());
     }
+
+    fn doubt(&mut self) {
+        self.0.push("doubt".into());
+    }
+
+    fn drop_doubted(&mut self) {
+        self.0.push("settle".into());
+    }
 }
 
 /// A follower at a desk: messages and answers are handed to it one by one.
@@ -110,6 +119,14 @@ pub struct Rig {
 impl Rig {
     /// With a replay endpoint or without.
     pub fn new(replayable: bool) -> Rig {
+        let mut rig = Rig::waiting(replayable);
+        rig.follower.begin(rig.now);
+        rig.settle();
+        rig
+    }
+
+    /// One that waits for a snapshot.
+    pub fn waiting(replayable: bool) -> Rig {
         let profile = Profile {
             name: "test".into(),
             engine: Engine::Vllm,
@@ -120,14 +137,25 @@ impl Rig {
         };
         let patience =
             Patience { timeout: Duration::from_secs(2), attempts: 3, total: Duration::from_secs(60) };
-        let limits =
-            Limits { patience, held_batches: 10, held_bytes: 1 << 20, check_after: Duration::from_secs(30) };
+        let limits = Limits {
+            patience,
+            held_batches: 10,
+            held_bytes: 1 << 20,
+            check_after: Duration::from_secs(30),
+            doubt_for: Duration::from_secs(600),
+        };
         let counters = Arc::new(Counters::default());
         let now = Instant::now();
-        let follower = Follower::new(Journal::default(), profile, limits, Arc::clone(&counters), now);
-        let mut rig = Rig { follower, counters, now, start: 100.0, asked: None };
-        rig.settle();
-        rig
+        let follower = Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters));
+        Rig { follower, counters, now, start: 100.0, asked: None }
+    }
+
+    /// The snapshot ends with batch `seq` of the engine started at `start`.
+    pub fn resume(&mut self, seq: u64, start: f64) {
+        let ts = Some(start + seq as f64);
+        let position = Position { seq: Some(seq), ts, newest_ts: ts, complete: true, life: None };
+        self.follower.resume(&position, self.now);
+        self.settle();
     }
 
     fn settle(&mut self) {

@@ -114,22 +114,51 @@ impl Holder {
         }
     }
 
+    /// The same engine with nothing held, in another slot: what was learnt of it stays.
+    pub fn successor(&self, slot: Slot, desk: &mut Desk<'_>) -> Holder {
+        let new = Holder::new(self.spec.clone(), slot, self.max_blocks, self.llmd, desk);
+        desk.forests.part(new.domain);
+        desk.forests.join(self.domain);
+        let HolderStats { refused, dropped, .. } = self.stats;
+        Holder {
+            domain: self.domain,
+            agreed: self.agreed,
+            seeds: self.seeds.clone(),
+            profile: self.profile.clone(),
+            stats: HolderStats { refused, dropped, ..HolderStats::default() },
+            ..new
+        }
+    }
+
+    /// Its place among the pool's holders.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+
     /// Applies the events in order.
     pub fn apply(&mut self, batch: &Batch<'_>, desk: &mut Desk<'_>) -> Applied {
         let mut done = Applied::default();
-        desk.pen(self.domain).tick();
-        for event in batch.events() {
-            match event {
-                Event::Stored(s) => self.stored(&s, desk, &mut done),
-                Event::Removed(r) => self.removed(&r, desk, &mut done),
-                Event::Cleared(c) => {
-                    done.cleared += 1;
-                    self.clear_tier(c.tier, desk);
-                }
-            }
-        }
+        self.begin(desk);
+        batch.events().for_each(|event| self.apply_event(&event, desk, &mut done));
         self.stats.refused += u64::from(done.refused);
         done
+    }
+
+    /// Time goes on by a batch.
+    pub fn begin(&self, desk: &mut Desk<'_>) {
+        desk.pen(self.domain).tick();
+    }
+
+    /// Applies one event of a batch.
+    pub fn apply_event(&mut self, event: &Event<'_>, desk: &mut Desk<'_>, done: &mut Applied) {
+        match event {
+            Event::Stored(s) => self.stored(s, desk, done),
+            Event::Removed(r) => self.removed(r, desk, done),
+            Event::Cleared(c) => {
+                done.cleared += 1;
+                self.clear_tier(c.tier, desk);
+            }
+        }
     }
 
     /// Forgets everything, also what was learnt of the engine.
@@ -295,6 +324,11 @@ impl Holder {
     /// (Block, holder) pairs at known places, each place once.
     pub fn entries(&self) -> u64 {
         self.stats.blocks - self.odd.held() as u64 + self.odd.places() as u64
+    }
+
+    /// Counts blocks refused by events that were applied one by one.
+    pub fn count_refused(&mut self, n: u32) {
+        self.stats.refused += u64::from(n);
     }
 
     /// Whether something of this holder is not in its forest.

@@ -207,6 +207,7 @@ pub(super) fn endpoint_score(
         speculative_blocks: if speculative { score.speculative } else { 0 },
         mm_match_blocks: score.mm_matched,
         freshness: Some(freshness(&view.freshness, now)),
+        suspect_blocks: if score.suspect > score.cached { score.suspect } else { 0 },
     }
 }
 

@@ -161,6 +161,7 @@ fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv
         queued: status.queued,
         last_error: status.last_error.clone().unwrap_or_default(),
         observed_block_size: held.block_size,
+        suspect_blocks: held.suspect,
         events_skipped: status.events_skipped,
         by_tier: Tier::ALL
             .into_iter()

@@ -151,6 +151,7 @@ mod tests {
             cached_tokens: 0,
             speculative: 0,
             mm_matched: 0,
+            suspect: cached,
             partial: false,
         }
     }

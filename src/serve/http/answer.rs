@@ -25,6 +25,10 @@ pub(super) struct InstanceMatch {
     by_rank: BTreeMap<u32, u64>,
     cached_tokens: u64,
     cached_tokens_dp: BTreeMap<u32, u64>,
+    /// `longest_matched` if nothing is gone that is in doubt since batches were lost; left out where
+    /// nothing is.
+    #[serde(rename = "suspect_matched", skip_serializing_if = "is_zero")]
+    suspect: u64,
 }
 
 /// `asked` in Conductor's shape; without any key where nobody serves the model.
@@ -42,6 +46,9 @@ pub(super) fn conductor<'a>(tenant: &'a str, asked: &'a Asked) -> ByTenant<'a> {
         raise(&mut i.cpu, tokens(score.by_tier[Tier::Cpu as usize]));
         raise(&mut i.disk, tokens(score.below_ram));
         raise(&mut i.cached_tokens, score.cached_tokens);
+        if score.suspect > score.cached {
+            raise(&mut i.suspect, tokens(score.suspect));
+        }
         raise(i.by_rank.entry(holder.spec.rank).or_default(), tokens(score.cached));
         raise(i.cached_tokens_dp.entry(holder.spec.rank).or_default(), score.cached_tokens);
     }
@@ -85,6 +92,10 @@ pub(super) fn dynamo(asked: &Asked) -> DynamoAnswer<'_> {
         raise(i.dp.entry(holder.spec.rank).or_default(), tokens(score.cached));
     }
     out
+}
+
+fn is_zero(tokens: &u64) -> bool {
+    *tokens == 0
 }
 
 fn raise(to: &mut u64, tokens: u64) {

@@ -38,6 +38,8 @@ struct PublisherRow<'a> {
     block_size: Option<u32>,
     /// As the events say; `null` before the first.
     observed_block_size: Option<u32>,
+    /// Blocks held before batches were lost for good, which may be gone since.
+    suspect_blocks: u64,
     complete: bool,
     /// Since the last message; `null` before the first.
     silent_ms: Option<u64>,
@@ -76,6 +78,7 @@ impl<'a> PublisherRow<'a> {
             additionalsalt: &spec.additional_salt,
             block_size: spec.block_size,
             observed_block_size: Some(held.block_size).filter(|n| *n > 0),
+            suspect_blocks: held.suspect,
             complete: status.freshness.complete && !held.partial,
             silent_ms: since(status.freshness.last_message),
             staleness_ms: since(status.freshness.oldest_queued).unwrap_or(0),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use kvindex::{Answer, Prompt, Query};
 use kvproto::hash::canonical::MmItem;
@@ -16,6 +16,10 @@ use super::hashes::Hash64;
 use super::params::{Format, Params, Shape, read_shape};
 use super::{Http, answer, body, tokens};
 use crate::serve::{AskError, Asked, DEFAULT_TENANT, Service};
+
+/// Says, in percent, for how many of the candidates the answer is known to be exact; only where not
+/// for all.
+const COVERAGE: HeaderName = HeaderName::from_static("kvd-coverage");
 
 /// The body of both. Empty texts are as good as none.
 #[derive(Debug, Deserialize)]
@@ -85,6 +89,11 @@ pub(super) async fn by_hash(
     respond(&http.service, &body, Prompt::Canonical(&canonical), shape, ask)
 }
 
+/// Part of the candidates whose publisher is followed without a loss, in percent, rounded down.
+fn coverage_percent(coverage: f64) -> u32 {
+    (coverage * 100.0) as u32
+}
+
 /// The body of `/query`. Its array of tokens is long, so that is read apart.
 fn read_token_query(bytes: &[u8]) -> Result<QueryBody, Refusal> {
     if let Some((rest, ids)) = tokens::split(bytes, "token_ids")
@@ -118,10 +127,15 @@ fn respond(
         weights: service.weights,
     };
     let asked = ask(&query).map_err(refuse)?;
-    Ok(match shape {
+    let mut response = match shape {
         Shape::Conductor => json(StatusCode::OK, &answer::conductor(tenant, &asked)),
         Shape::Dynamo => json(StatusCode::OK, &answer::dynamo(&asked)),
-    })
+    };
+    // The shapes are others'; how far to trust an answer stands beside it.
+    if asked.degraded {
+        response.headers_mut().insert(COVERAGE, HeaderValue::from(coverage_percent(asked.coverage)));
+    }
+    Ok(response)
 }
 
 /// Hashes do not say whose they are, and a client may have the canonical ones, those of its
