@@ -145,7 +145,14 @@ impl Peer {
             Step::Stats(seq) => {
                 let stale = self.session.take_stale();
                 add(&shared.counts.leases_stale, stale as usize);
-                let counts = shared.counts.stats().named();
+                let mut counts = shared.counts.stats().named();
+                let loads = self.pool().map(|pool| shared.tiers.loads(pool)).unwrap_or_default();
+                counts.extend([
+                    ("pool_ram_blocks", loads.blocks[0]),
+                    ("pool_disk_blocks", loads.blocks[1]),
+                    ("pool_shared_blocks", loads.blocks[2]),
+                    ("pool_copied_bytes", loads.copied_bytes),
+                ]);
                 Ok(self.send(&Answer::Stats { seq, counts }, Vec::new()))
             }
             Step::Run(work) => {

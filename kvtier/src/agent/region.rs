@@ -184,6 +184,31 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_region_does_not_cost_the_disk_its_block() {
+        use crate::store::{Backend, Get, Layout, Put, Read, Store, StoreKey};
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let layout = Layout { block_bytes: 4096, slots: 8, segment_slots: 8 };
+        let (store, _) = Store::open(folder.path(), layout, Backend::Auto).unwrap();
+        let fd = memory(4 * 4096, SealFlags::empty());
+        let shape = Shape { slots: 4, stride: 4096, block_bytes: 4096, offset: 0 };
+        let region = Region::map(fd.try_clone().unwrap(), shape).unwrap();
+        let key = StoreKey::new(1, 0, b"block").unwrap();
+        // SAFETY: each slot has one slice at a time.
+        let (from, into, after) = unsafe { (region.slot_mut(0), region.slot_mut(1), region.slot(2)) };
+        from.fill(7);
+        let put = Put { key, after: None, owner: Default::default(), payload: from };
+        assert!(store.put(&[put])[0].is_ok());
+        assert_eq!(store.get(&mut [Get { key, into }]), [Read::Hit]);
+        assert_eq!(store.stats().copied, 0);
+        ftruncate(&fd, 0).unwrap();
+        // The disk cannot write to what is not there, so the block is read apart and copied.
+        assert_eq!(store.get(&mut [Get { key, into }]), [Read::Hit]);
+        assert!(region.is_broken() && into.iter().all(|b| *b == 7));
+        assert_eq!((store.stats().copied, store.stats().quarantined, store.stats().failed), (4096, 0, 0));
+        assert!(after.iter().all(|b| *b == 0));
+    }
+
+    #[test]
     fn a_region_that_is_cut_reads_as_zeros_and_is_broken() {
         let fd = memory(4096 + 4 * 8192, SealFlags::empty());
         let region = Region::map(fd.try_clone().unwrap(), SHAPE).unwrap();

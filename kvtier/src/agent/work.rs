@@ -98,7 +98,12 @@ impl Site {
         };
         // A job must end, whatever happens: its slots stay in use until then.
         let outcomes = catch_unwind(AssertUnwindSafe(all)).unwrap_or_default();
-        let whole = outcomes.len() == keys.len() && !self.region.is_broken();
+        let broken = self.region.is_broken();
+        if broken && way != Way::Load {
+            // Zeros may have been stored.
+            self.tiers.disown(self.pool, keys);
+        }
+        let whole = outcomes.len() == keys.len() && !broken;
         if whole { outcomes } else { vec![Outcome::Failed; keys.len()] }
     }
 

@@ -83,6 +83,10 @@ impl Tiers for Gate {
         self.pass(|| self.tiers.store(pool, blocks))
     }
 
+    fn disown(&self, pool: PoolId, keys: &[StoreKey]) {
+        self.tiers.disown(pool, keys);
+    }
+
     fn prefetch(&self, pool: PoolId, chain: &[BlockId], most: u32, ttl: u64) -> Result<PinId, PinError> {
         self.tiers.prefetch(pool, chain, most, ttl)
     }

@@ -8,7 +8,7 @@ use rustix::fs::{SealFlags, ftruncate};
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::super::codec::{Reply, decode_answer, encode_request};
-use super::super::frame::{FRAME_BYTES, Hello, Keys, Outcome, Reason, Request, SlotList};
+use super::super::frame::{FRAME_BYTES, Hello, Keys, Outcome, Reason, Request, SlotList, place};
 use super::super::socket::{self, Received};
 use super::gate::Gate;
 use super::{BLOCK, Memory, Place, SLOTS, hello, key, keys, payload, until, wait};
@@ -174,6 +174,9 @@ fn a_region_that_is_cut_ends_its_own_session_alone() {
     until("its jobs end", || at.agent().stats().jobs_ended == at.agent().stats().jobs);
     until("its session ends", || at.agent().stats().sessions_ended == 2);
     serves(&at);
+    // Of what it held when it was cut, nothing is kept.
+    let mut other = at.try_connect(&hello(0), None).unwrap();
+    assert_eq!(other.lookup(&keys([1, 2])).unwrap(), [place::RAM, place::NOWHERE]);
 }
 
 #[test]
