@@ -133,6 +133,7 @@ class KvTier(SecondaryTierManager):  # type: ignore[misc]
         patience_ms: float = 50.0,
         connect_s: float = 5.0,
         locality: str | None = "LOCAL",
+        module_path: str = "",
     ) -> None:
         """
         Args:
@@ -145,6 +146,7 @@ class KvTier(SecondaryTierManager):  # type: ignore[misc]
             patience_ms: Longest wait for an answer; without one, the agent counts as gone.
             connect_s: Longest wait for the agent when the engine begins. It begins without, too.
             locality: LOCAL or REMOTE, for versions that filter tiers by it.
+            module_path: Of no use here; older versions pass it on.
         """
         arguments: dict[str, Any] = {
             "offloading_spec": offloading_spec,
@@ -154,6 +156,7 @@ class KvTier(SecondaryTierManager):  # type: ignore[misc]
         if "backpressure_detector" in _BASE_PARAMETERS:
             arguments["backpressure_detector"] = backpressure_detector
         super().__init__(**arguments)
+        del module_path
         if locality is not None and hasattr(_base, "Locality"):
             self.locality = _base.Locality(locality)
 

@@ -21,7 +21,7 @@ from kvtier.frames import FRAME_KEYS
 class WithAgent(unittest.TestCase):
     """A fresh agent for each test."""
 
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("ram=8MiB", "disk=16MiB")
 
     def setUp(self) -> None:
         self.agent = Agent(*self.options)
@@ -118,7 +118,7 @@ class Blocks(WithAgent):
 class FromDisk(WithAgent):
     """A node without RAM: all is read from disk."""
 
-    options = ("ram=0", "disk=64MiB")
+    options = ("ram=0", "disk=16MiB")
 
     def test_nothing_is_copied_on_the_way_from_disk(self) -> None:
         engine = self.engine()
@@ -173,7 +173,7 @@ class FromDisk(WithAgent):
 class Deaths(WithAgent):
     """One side dies, or is as good as dead."""
 
-    options = ("ram=16MiB", "disk=64MiB")
+    options = ("ram=4MiB", "disk=16MiB")
 
     def test_an_agent_killed_in_the_middle_ends_all_jobs(self) -> None:
         engine = self.engine()
