@@ -3,6 +3,7 @@
 //! Each subcommand is one workload of README.md, which says what it measures and what makes a
 //! run valid. Every answer that is timed is also checked; the exit code is 1 when any is wrong.
 
+mod agent;
 mod alloc;
 mod engine;
 mod grpc;
@@ -61,6 +62,8 @@ enum Workload {
     Tier(tier::Args),
     /// How fast does the store write and read, beside the disk itself?
     Disk(tier::disk::Args),
+    /// What does it cost an engine to ask its node's agent?
+    Agent(agent::Args),
 }
 
 /// What every workload is given.
@@ -96,6 +99,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Ingest(args) => ingest::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
+        Workload::Agent(args) => agent::run(&setting, &args),
     };
     println!("\nload average after: {}", machine::load());
     verdict

@@ -64,6 +64,8 @@ class Agent:
         """It is there, and does nothing."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        # A signal takes its time.
+        os.waitpid(self.process.pid, os.WUNTRACED)
 
     def resume(self) -> None:
         """It goes on."""
