@@ -394,12 +394,3 @@ class KvTier(SecondaryTierManager):  # type: ignore[misc]
         """Leaves the agent. It keeps the blocks."""
         self._client.close()
         self._region.close()
-
-
-def register() -> None:
-    """Makes the tier known to versions that do not load it by `module_path` (0.22 to 0.25)."""
-    factory = importlib.import_module("vllm.v1.kv_offload.tiering.factory").SecondaryTierFactory
-    try:
-        factory.register_tier("KvTier", "kvtier.vllm", "KvTier")
-    except ValueError:
-        logger.debug("the tier is registered already")

@@ -119,7 +119,7 @@ class Vllm:
             if "Unknown secondary tier" not in str(error):
                 raise
             # What the plug-in does where there is no module_path yet.
-            importlib.import_module("kvtier.vllm").register()
+            importlib.import_module("kvtier.plugin").register()
             self.tier = create(config, view, spec(number))
         self.manager = managers.TieringOffloadingManager(primary_tier=primary, secondary_tiers=[self.tier])
 

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::counts::{Counts, Stats, add};
@@ -172,18 +173,28 @@ impl Drop for Agent {
     }
 }
 
-/// A socket at `path`. One that a dead agent left there is replaced, one that is answered is not.
+/// A socket at `path`. One that a dead agent left there is replaced; one that is answered, or
+/// anything that is not a socket, is not.
 fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(path)?;
     let open = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
     };
-    if path.exists() {
-        if rustix::net::connect(&open()?, &address).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there"));
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
         }
-        std::fs::remove_file(path)?;
+        Ok(_) => match rustix::net::connect(&open()?, &address) {
+            // A socket of another type is answered by nobody who talks as we do, but is in use.
+            Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another agent listens there"));
+            }
+            Err(Errno::CONNREFUSED) => std::fs::remove_file(path)?,
+            Err(error) => return Err(error.into()),
+        },
     }
     let listener = open()?;
     rustix::net::bind(&listener, &address)?;
@@ -255,9 +266,14 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        while let Ok(socket) =
-            rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
-        {
+        loop {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = match rustix::net::accept_with(&self.listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return,
+                // Out of descriptors, or memory: the connection stays, and so does the event.
+                Err(_) => return std::thread::sleep(Duration::from_millis(10)),
+            };
             if self.peers.len() >= self.shared.config.sessions {
                 // A closed socket tells the engine to come again later.
                 add(&self.shared.counts.turned_away, 1);
@@ -274,7 +290,8 @@ impl Server {
 
     fn attend(&mut self, name: u64, flags: epoll::EventFlags) {
         let Some(peer) = self.peers.get_mut(&name) else { return };
-        if flags.contains(epoll::EventFlags::OUT) && !peer.flush() {
+        let gone = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR) && !peer.listens();
+        if gone || (flags.contains(epoll::EventFlags::OUT) && !peer.flush()) {
             return self.end(name, None);
         }
         for _ in 0..TURN {

@@ -140,8 +140,20 @@ fn an_agent_that_ends_says_so_and_the_next_one_takes_its_socket() {
     assert!(!at.socket().exists());
     let closing = client.lookup(&key(5));
     assert!(matches!(closing, Err(ClientError::Refused { reason: 9, .. } | ClientError::Io { .. })));
-    // A socket that a killed agent left behind does not keep the next one away.
-    drop(std::os::unix::net::UnixListener::bind(at.socket()).unwrap());
+    // What is no socket is not taken away; a socket that a killed agent left behind is.
+    std::fs::write(at.socket(), "precious").unwrap();
+    let refused = super::Agent::start(tiers.clone(), super::Config::at(at.socket()));
+    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    std::fs::remove_file(at.socket()).unwrap();
+    let left = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    );
+    let left = left.unwrap();
+    rustix::net::bind(&left, &rustix::net::SocketAddrUnix::new(at.socket()).unwrap()).unwrap();
+    drop(left);
     at.agent = Some(super::Agent::start(tiers, super::Config::at(at.socket())).unwrap());
     let taken = super::Agent::start(Arc::new(MemoryTiers::new(1)), super::Config::at(at.socket()));
     assert_eq!(taken.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
