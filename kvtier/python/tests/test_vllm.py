@@ -6,6 +6,7 @@ Each version runs in a process of its own: `python test_vllm.py run FOLDER` (or 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import subprocess
@@ -35,6 +36,11 @@ class Versions(unittest.TestCase):
 
     def test_under_the_contract_as_written_down(self) -> None:
         self.run_in("contract")
+
+    def test_under_the_vllm_that_is_installed(self) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            self.skipTest("no vLLM is installed beside this Python")
+        self.run_in("installed")
 
     def test_under_vllms_own_manager(self) -> None:
         folders = [folder for folder in engines.fetched() if folder.name.startswith("vllm")]
@@ -298,7 +304,7 @@ if __name__ == "__main__":
         where = sys.argv[2]
         if where == "contract":
             importlib.import_module("contract").install()
-        else:
+        elif where != "installed":
             engines.stand_in(where)
         suite = unittest.defaultTestLoader.loadTestsFromTestCase(KvTierUnderVllm)
         result = unittest.TextTestRunner(stream=sys.stdout).run(suite)
