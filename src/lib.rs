@@ -2,15 +2,21 @@
 //!
 //! ```text
 //! ingest/  ZMQ sockets ─▶ lanes ─▶ kvindex::Index ◀─ serve/  gRPC and HTTP
+//!                           └──▶ outcome/ ◀────────────┘  what engines really had
 //! ```
 //!
-//! Read [`publisher`] (who is followed), then [`ingest`], then [`serve`].
+//! Read [`publisher`] (who is followed), then [`ingest`], [`serve`] and [`outcome`].
 
 pub mod args;
 pub mod config;
 pub mod ctl;
 pub mod ingest;
 pub mod metrics;
+pub mod outcome;
+pub mod peers;
 pub mod publisher;
 pub mod registration;
 pub mod serve;
+pub mod snapshot;
+pub mod state;
+pub mod warmup;

@@ -9,8 +9,12 @@ use std::time::Instant;
 
 use kvproto::Tier;
 
+use crate::outcome::Verdict;
+use crate::outcome::tally::{Sizes, Tally};
 use crate::publisher::{PublisherState, PublisherStatus};
 use crate::serve::{Histogram, Service};
+use crate::snapshot::Runner;
+use crate::warmup::Stage;
 
 /// The `Content-Type` of what [`render`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -22,7 +26,7 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Durations in buckets.
+    /// Durations or sizes in buckets.
     Histogram,
 }
 
@@ -51,6 +55,10 @@ enum Source {
     BlocksByTier,
     /// One value per publisher.
     ByPublisher(fn(&Publisher<'_>) -> f64),
+    /// One value per verdict and publisher that outcomes were reported of.
+    ByVerdict,
+    /// How large errors were, for each publisher that outcomes were reported of.
+    ErrorTokens(fn(&Tally) -> &Sizes),
     /// What this is and of which version.
     Build,
 }
@@ -61,12 +69,15 @@ struct Snapshot<'s> {
     totals: crate::ingest::Totals,
     index: kvindex::IndexStats,
     publishers: Vec<Publisher<'s>>,
+    snapshots: crate::snapshot::Shown,
 }
 
 /// One publisher at that moment.
 struct Publisher<'s> {
     status: PublisherStatus,
     held: kvindex::HolderStats,
+    tally: Tally,
+    distrusted: usize,
     now: &'s Instant,
 }
 
@@ -101,6 +112,63 @@ pub const METRICS: &[Metric] = &[
     },
     gauge("kvd_uptime_seconds", "Since the start.", |s| s.service.started.elapsed().as_secs_f64()),
     gauge("kvd_ready", "1 when schedulers should ask here.", |s| f64::from(u8::from(s.service.is_ready()))),
+    gauge("kvd_incarnation", "How often kvd was started on its data directory.", |s| {
+        s.service.publishers.catalog().incarnation() as f64
+    }),
+    counter("kvd_catalog_set_aside_total", "Damaged catalogs set aside.", |s| {
+        f64::from(u8::from(s.service.publishers.catalog().set_aside().is_some()))
+    }),
+    counter("kvd_catalog_write_errors_total", "Writes of the catalog that failed.", |s| {
+        s.service.publishers.catalog().write_errors() as f64
+    }),
+    gauge("kvd_warm", "1 when every publisher is followed from a proven place.", |s| {
+        f64::from(u8::from(s.service.stage() == Stage::Warm))
+    }),
+    gauge("kvd_restored_publishers", "Publishers that went on from a snapshot at the start.", |s| {
+        s.service.restored.get().map_or(0.0, |r| r.publishers as f64)
+    }),
+    gauge("kvd_restored_blocks", "Blocks that they held.", |s| {
+        s.service.restored.get().map_or(0.0, |r| r.blocks as f64)
+    }),
+    gauge("kvd_peers_connected", "Other replicas that answer.", |s| s.service.peers.connected() as f64),
+    counter("kvd_peer_news_sent_total", "Routings and registrations told to other replicas.", |s| {
+        load(&s.service.peers.counts.sent)
+    }),
+    counter("kvd_peer_news_dropped_total", "News that a replica was too slow for.", |s| {
+        load(&s.service.peers.counts.dropped)
+    }),
+    counter("kvd_peer_news_heard_total", "News that other replicas told.", |s| {
+        load(&s.service.peers.counts.heard)
+    }),
+    counter("kvd_peer_news_refused_total", "News heard that cannot be used.", |s| {
+        load(&s.service.peers.counts.refused)
+    }),
+    counter("kvd_peer_digests_total", "Publishers compared with another replica.", |s| {
+        load(&s.service.peers.counts.compared)
+    }),
+    counter("kvd_peer_digests_differing_total", "Publishers of which a replica had other blocks.", |s| {
+        load(&s.service.peers.counts.differed)
+    }),
+    counter("kvd_peer_repairs_total", "Publishers learnt anew from another replica.", |s| {
+        load(&s.service.peers.counts.repaired)
+    }),
+    counter("kvd_peer_snapshot_bytes_total", "Bytes of snapshots given to other replicas.", |s| {
+        load(&s.service.peers.counts.given)
+    }),
+    counter("kvd_snapshots_total", "Snapshots written.", |s| s.snapshots.written as f64),
+    counter("kvd_snapshot_failures_total", "Snapshots that could not be written.", |s| {
+        s.snapshots.failed as f64
+    }),
+    gauge("kvd_snapshot_age_seconds", "Since the last snapshot was begun; -1 = none yet.", |s| {
+        s.snapshots.age.map_or(-1.0, |age| age.as_secs_f64())
+    }),
+    gauge("kvd_snapshot_bytes", "Size of the last snapshot.", |s| s.snapshots.bytes as f64),
+    gauge("kvd_snapshot_seconds", "How long the last snapshot took.", |s| s.snapshots.took.as_secs_f64()),
+    gauge(
+        "kvd_snapshot_pause_seconds",
+        "How long a publisher's batches waited for the last snapshot, at most.",
+        |s| s.snapshots.longest_pause.as_secs_f64(),
+    ),
     gauge("kvd_resident_memory_bytes", "Memory of the process that is in RAM.", |_| resident_bytes()),
     Metric {
         name: "kvd_query_seconds",
@@ -121,6 +189,26 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_routings_total", "Routings announced.", |s| load(&s.service.counters.routings)),
     counter("kvd_routings_expired_total", "Announced routings ended by their time to live.", |s| {
         load(&s.service.counters.routings_expired)
+    }),
+    counter("kvd_outcomes_total", "Outcomes reported.", |s| load(&s.service.outcomes.counts.reports)),
+    counter(
+        "kvd_outcomes_unmatched_total",
+        "Outcomes reported of requests that were not scored here.",
+        |s| load(&s.service.outcomes.counts.unmatched),
+    ),
+    counter("kvd_outcomes_repeated_total", "Outcomes reported more than once.", |s| {
+        load(&s.service.outcomes.counts.repeated)
+    }),
+    counter(
+        "kvd_outcomes_dropped_total",
+        "Outcomes not compared, because too many were under review.",
+        |s| load(&s.service.outcomes.counts.dropped),
+    ),
+    gauge("kvd_predictions", "Answers kept until their outcome is reported.", |s| {
+        s.service.outcomes.predictions.size().0 as f64
+    }),
+    gauge("kvd_prediction_bytes", "Memory of those, prompts included.", |s| {
+        s.service.outcomes.predictions.size().1 as f64
     }),
     gauge("kvd_index_holders", "Engines (instance and rank) in the index.", |s| s.index.holders as f64),
     gauge("kvd_index_blocks", "Distinct prefix blocks.", |s| s.index.blocks as f64),
@@ -197,6 +285,36 @@ pub const METRICS: &[Metric] = &[
         |p| p.status.dropped as f64,
     ),
     by_publisher("kvd_publisher_gaps_total", Kind::Counter, "Losses noticed.", |p| p.status.gaps as f64),
+    Metric {
+        name: "kvd_publisher_outcomes_total",
+        kind: Kind::Counter,
+        help: "Outcomes compared with what was predicted, by verdict; without a label value that never occurred.",
+        source: Source::ByVerdict,
+    },
+    Metric {
+        name: "kvd_publisher_too_low_tokens",
+        kind: Kind::Histogram,
+        help: "Tokens predicted too few, of outcomes that nothing explains.",
+        source: Source::ErrorTokens(|t| &t.too_low),
+    },
+    Metric {
+        name: "kvd_publisher_too_high_tokens",
+        kind: Kind::Histogram,
+        help: "Tokens predicted too many, of outcomes that nothing explains.",
+        source: Source::ErrorTokens(|t| &t.too_high),
+    },
+    by_publisher(
+        "kvd_publisher_distrusted_blocks",
+        Kind::Gauge,
+        "Blocks that do not count now, because reports contradict them.",
+        |p| p.distrusted as f64,
+    ),
+    by_publisher(
+        "kvd_publisher_distrusted_total",
+        Kind::Counter,
+        "Blocks that began not to count, because reports contradicted them.",
+        |p| p.tally.distrusted as f64,
+    ),
     by_publisher(
         "kvd_publisher_blocks_refused_total",
         Kind::Counter,
@@ -214,16 +332,18 @@ pub const METRICS: &[Metric] = &[
 /// Every metric as it is now, in Prometheus' text format.
 pub fn render(service: &Service) -> String {
     let now = Instant::now();
-    let publishers = service.publishers.list().into_iter().map(|status| Publisher {
-        held: service.index.holder_stats(status.holder).unwrap_or_default(),
-        status,
-        now: &now,
+    let publishers = service.publishers.list().into_iter().map(|status| {
+        let account = service.publishers.account(status.holder);
+        let (tally, distrusted) = account.map(|a| a.tally(now)).unwrap_or_default();
+        let held = service.index.holder_stats(status.holder).unwrap_or_default();
+        Publisher { held, tally, distrusted, status, now: &now }
     });
     let snapshot = Snapshot {
         service,
         totals: service.publishers.totals(),
         index: service.index.stats(),
         publishers: publishers.collect(),
+        snapshots: service.snapshots.get().map(Runner::shown).unwrap_or_default(),
     };
     let mut out = String::with_capacity(8 << 10);
     for metric in METRICS {
@@ -264,16 +384,30 @@ impl Snapshot<'_> {
                 }
                 Ok(())
             }
-            Source::ByPublisher(value) => {
+            Source::ByPublisher(value) => self
+                .publishers
+                .iter()
+                .try_for_each(|p| writeln!(out, "{name}{{{}}} {}", p.labels(), value(p))),
+            Source::ByVerdict => {
                 for p in &self.publishers {
-                    let spec = &p.status.spec;
-                    write!(out, "{name}{{tenant=\"")?;
-                    escape(&spec.tenant_id, out);
-                    out.push_str("\",model=\"");
-                    escape(&spec.model, out);
-                    out.push_str("\",instance=\"");
-                    escape(&spec.instance_id, out);
-                    writeln!(out, "\",dp_rank=\"{}\"}} {}", spec.dp_rank, value(p))?;
+                    let labels = p.labels();
+                    for verdict in Verdict::ALL.into_iter().filter(|v| p.tally.of(*v) > 0) {
+                        let (n, verdict) = (p.tally.of(verdict), verdict.name());
+                        writeln!(out, "{name}{{{labels},verdict=\"{verdict}\"}} {n}")?;
+                    }
+                }
+                Ok(())
+            }
+            Source::ErrorTokens(sizes) => {
+                for p in self.publishers.iter().filter(|p| p.tally.compared() > 0) {
+                    let (labels, sizes) = (p.labels(), sizes(&p.tally));
+                    let (cumulative, count) = sizes.cumulative();
+                    for (bound, n) in Sizes::BOUNDS.iter().zip(cumulative) {
+                        writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {n}")?;
+                    }
+                    writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}")?;
+                    writeln!(out, "{name}_sum{{{labels}}} {}", sizes.tokens)?;
+                    writeln!(out, "{name}_count{{{labels}}} {count}")?;
                 }
                 Ok(())
             }
@@ -283,6 +417,19 @@ impl Snapshot<'_> {
 }
 
 impl Publisher<'_> {
+    /// Who it is, as labels.
+    fn labels(&self) -> String {
+        let spec = &self.status.spec;
+        let mut out = String::from("tenant=\"");
+        escape(&spec.tenant_id, &mut out);
+        out.push_str("\",model=\"");
+        escape(&spec.model, &mut out);
+        out.push_str("\",instance=\"");
+        escape(&spec.instance_id, &mut out);
+        out.push_str(&format!("\",dp_rank=\"{}\"", spec.dp_rank));
+        out
+    }
+
     fn since(&self, at: Option<Instant>) -> f64 {
         at.map_or(0.0, |at| self.now.saturating_duration_since(at).as_secs_f64())
     }
@@ -369,7 +516,8 @@ pub(crate) mod tests {
         for m in METRICS {
             assert!(m.name.starts_with("kvd_") && !m.help.is_empty(), "{}", m.name);
             assert_eq!(m.kind == Kind::Counter, m.name.ends_with("_total"), "{}", m.name);
-            assert!(m.kind != Kind::Histogram || m.name.ends_with("_seconds"), "{}", m.name);
+            let unit = m.name.ends_with("_seconds") || m.name.ends_with("_tokens");
+            assert!(m.kind != Kind::Histogram || unit, "{}", m.name);
         }
     }
 

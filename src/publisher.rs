@@ -40,6 +40,19 @@ pub struct PublisherSpec {
     pub hash_seed: Option<String>,
 }
 
+/// Whom a registration is of: there is one per tenant, model, instance and rank.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PublisherKey {
+    /// Tenant.
+    pub tenant_id: String,
+    /// Model name.
+    pub model: String,
+    /// What a scheduler routes to.
+    pub instance_id: String,
+    /// Data-parallel rank.
+    pub dp_rank: u32,
+}
+
 /// What publishes the events, which decides how they are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineType {
@@ -104,6 +117,10 @@ pub struct PublisherStatus {
     pub replays: u64,
     /// Messages that were no batch at all.
     pub malformed: u64,
+    /// Losses that could not be repaired.
+    pub losses: u64,
+    /// Batches applied that name another rank than the registered one.
+    pub misranked: u64,
     /// Messages dropped because the queue was full.
     pub dropped: u64,
     /// Messages waiting.
@@ -141,6 +158,16 @@ pub struct Selector {
 }
 
 impl PublisherSpec {
+    /// Whom this is of.
+    pub fn key(&self) -> PublisherKey {
+        PublisherKey {
+            tenant_id: self.tenant_id.clone(),
+            model: self.model.clone(),
+            instance_id: self.instance_id.clone(),
+            dp_rank: self.dp_rank,
+        }
+    }
+
     /// Whether `selector` means this publisher.
     pub fn matches(&self, s: &Selector) -> bool {
         self.tenant_id == s.tenant_id

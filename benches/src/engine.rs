@@ -120,11 +120,20 @@ pub struct Pod {
 impl Pod {
     /// Opens the socket of the pod with this number.
     pub fn open(number: usize) -> anyhow::Result<Pod> {
+        Pod::opened(number, 1, None)
+    }
+
+    /// The same, of a pod that keeps its last `ring` batches for replay.
+    pub fn keeping(number: usize, ring: usize) -> anyhow::Result<Pod> {
+        Pod::opened(number, ring, Some("tcp://127.0.0.1:*".into()))
+    }
+
+    fn opened(number: usize, ring: usize, replay_endpoint: Option<String>) -> anyhow::Result<Pod> {
         let config = SimConfig {
             endpoint: "tcp://127.0.0.1:*".into(),
-            replay_endpoint: None,
+            replay_endpoint,
             frames: ReplayFrames::WithTopic,
-            ring: 1,
+            ring,
             replay_hwm: 0,
         };
         let instance = format!("10.0.{}.{}:8000", number / 256, number % 256);
@@ -134,6 +143,11 @@ impl Pod {
     /// Where it publishes.
     pub fn endpoint(&self) -> &str {
         self.sim.endpoint()
+    }
+
+    /// Where it answers replay requests, if it does.
+    pub fn replay_endpoint(&self) -> Option<&str> {
+        self.sim.replay_endpoint()
     }
 
     /// How it is registered with ingest in this process.

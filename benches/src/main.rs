@@ -11,9 +11,11 @@ mod http;
 mod http_client;
 mod ingest;
 mod machine;
+mod recovery;
 mod report;
 mod score;
 mod server;
+mod snapshot;
 mod throughput;
 mod tier;
 mod visible;
@@ -58,6 +60,10 @@ enum Workload {
     Throughput(throughput::Args),
     /// What does it cost to decode and apply an engine's events?
     Ingest(ingest::Args),
+    /// How soon does kvd know again what it knew, from its disk and from another replica?
+    Recovery(recovery::Args),
+    /// What does it cost to write down what the index holds, and to read it again?
+    Snapshot(snapshot::Args),
     /// How often does the tier policy have what is asked for, beside published policies?
     Tier(tier::Args),
     /// How fast does the store write and read, beside the disk itself?
@@ -97,6 +103,8 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Score(args) => score::run(&setting, &args),
         Workload::Throughput(args) => throughput::run(&setting, &args),
         Workload::Ingest(args) => ingest::run(&setting, &args),
+        Workload::Recovery(args) => recovery::run(&setting, &args),
+        Workload::Snapshot(args) => snapshot::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
         Workload::Agent(args) => agent::run(&setting, &args),

@@ -34,11 +34,16 @@ pub fn beside_us() -> anyhow::Result<PathBuf> {
 impl Server {
     /// Starts kvd and waits until it is ready.
     pub fn kvd(program: &Path) -> anyhow::Result<Server> {
+        Server::kvd_with(program, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn kvd_with(program: &Path, more: &[String]) -> anyhow::Result<Server> {
         ensure!(program.is_file(), "{} is not there: cargo build --release -p kvd", program.display());
         let [http, grpc] = free_ports()?;
         let mut command = Command::new(program);
         command.args(["serve", "--log-level", "warn"]);
-        command.args(["--http-listen", &http.to_string(), "--grpc-listen", &grpc.to_string()]);
+        command.args(["--http-listen", &http.to_string(), "--grpc-listen", &grpc.to_string()]).args(more);
         Server::start(command, http, Some(grpc), "/readyz")
     }
 
@@ -77,6 +82,11 @@ impl Server {
         answered.is_ok_and(|status| status == 200)
     }
 
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        self.child.wait().context("wait for it")
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -87,7 +97,7 @@ impl Server {
         let bodies = pods.iter().map(|pod| {
             json!({
                 "endpoint": pod.endpoint(), "type": "vLLM", "modelname": MODEL, "instance_id": pod.instance,
-                "block_size": BLOCK, "dp_rank": 0,
+                "block_size": BLOCK, "dp_rank": 0, "replay_endpoint": pod.replay_endpoint(),
             })
         });
         self.register(bodies)

@@ -38,11 +38,13 @@ mod hit;
 mod holder;
 mod inspect;
 mod matcher;
+mod names;
 mod pool;
 mod profile;
 pub mod reference;
 mod runs;
 mod score;
+pub mod snapshot;
 pub mod types;
 mod walk;
 
@@ -57,6 +59,7 @@ use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 
 pub use matcher::{Blocks, Continuation, Matched, Matcher};
+pub use names::Named;
 pub use types::*;
 
 use announce::Announcements;

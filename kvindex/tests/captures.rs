@@ -5,9 +5,15 @@
 //! ran beside others, came first after a reset (the engine announces it late) or a restart
 //! (it does not announce it at all), asked for prompt log-probabilities (which skips the
 //! cache), used two adapters of one name, or went to a rank that was not recorded.
+//!
+//! Again with a snapshot between any two requests: the index that asks on is put back from it.
+
+#[path = "support/replant.rs"]
+mod replant;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kvindex::reference::Reference;
 use kvindex::{EngineHashing, HolderId, HolderSpec, Index, IndexConfig, Prompt, Query};
@@ -190,11 +196,12 @@ fn lora_of(step: &Value) -> Option<&str> {
     }
 }
 
-/// Exact and compared requests of a run, and what differed.
-fn check(run: &Run) -> (usize, usize, Vec<String>) {
-    let index = Index::new(IndexConfig::default());
+/// Exact and compared requests of a run, and what differed. Where `every` is not 0, the index is put back
+/// from a snapshot of itself before each so manieth step.
+fn check(run: &Run, every: usize) -> (usize, usize, Vec<String>) {
+    let mut index = Arc::new(Index::new(IndexConfig::default()));
     let specs: Vec<HolderSpec> = (0..run.engines()).map(|e| run.spec(e)).collect();
-    let ids: Vec<HolderId> = specs.iter().map(|s| index.attach(s.clone())).collect();
+    let mut ids: Vec<HolderId> = specs.iter().map(|s| index.attach(s.clone())).collect();
     let mut references: Vec<Reference> = specs.into_iter().map(Reference::new).collect();
     let mut position = vec![0usize; run.engines()];
     let mut last: Vec<Option<u64>> = vec![None; run.engines()];
@@ -202,6 +209,9 @@ fn check(run: &Run) -> (usize, usize, Vec<String>) {
     let decoder = if run.is_sglang() { Engine::Sglang } else { Engine::Vllm };
     let (mut exact, mut total, mut wrong) = (0, 0, vec![]);
     for (i, step) in run.steps().iter().enumerate() {
+        if every > 0 && i % every == every / 2 {
+            (index, ids) = replant::replant(&index, &ids);
+        }
         for e in 0..run.engines() {
             let stream = &run.streams[if run.topics.is_some() { 0 } else { e }];
             let Some(cut) = run.cut(step, e) else { continue };
@@ -219,7 +229,9 @@ fn check(run: &Run) -> (usize, usize, Vec<String>) {
                 let batch = decode(decoder, &m.payload).expect("a recorded batch");
                 assert_eq!(batch.skipped, Default::default(), "nothing recorded is skipped");
                 index.apply(ids[e], &batch);
-                references[e].apply(&batch);
+                if every == 0 {
+                    references[e].apply(&batch);
+                }
             }
         }
         if !is_probe(step) || excluded.contains_key(&i) {
@@ -244,7 +256,9 @@ fn check(run: &Run) -> (usize, usize, Vec<String>) {
         let got = answer.scores.iter().find(|s| s.holder == ids[e]).expect("a candidate").cached_tokens;
         let want = step["cached_tokens"].as_u64().expect("checked");
         total += 1;
-        assert_eq!(references[e].expect(&query).cached_tokens, want, "the reference itself, step {i}");
+        if every == 0 {
+            assert_eq!(references[e].expect(&query).cached_tokens, want, "the reference itself, step {i}");
+        }
         if got == want {
             exact += 1;
         } else {
@@ -260,6 +274,15 @@ fn numbers(v: &Value) -> Vec<u32> {
 
 #[test]
 fn every_recorded_request_is_predicted_exactly() {
+    check_all(0);
+}
+
+#[test]
+fn every_recorded_request_is_predicted_exactly_by_an_index_put_back_from_a_snapshot() {
+    check_all(5);
+}
+
+fn check_all(every: usize) {
     let mut files: Vec<PathBuf> = std::fs::read_dir(captures())
         .expect("the committed captures")
         .map(|e| e.expect("an entry").path())
@@ -273,7 +296,7 @@ fn every_recorded_request_is_predicted_exactly() {
             continue;
         }
         runs += 1;
-        let (e, t, wrong) = check(&run);
+        let (e, t, wrong) = check(&run, every);
         exact += e;
         total += t;
         for w in wrong {

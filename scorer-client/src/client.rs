@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
+use tonic::codegen::tokio_stream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
-use crate::{ConnectError, HashSpec, HashSpecCall, Routed, RoutingCall, ScoreCall, ScoreError, Scores};
+use crate::{
+    ConnectError, HashSpec, HashSpecCall, Outcome, OutcomeCall, Outcomes, Routed, RoutingCall, ScoreCall,
+    ScoreError, Scores,
+};
 
 /// How a client connects and how long it waits.
 #[derive(Clone, Debug)]
@@ -122,6 +126,31 @@ impl ScorerClient {
         let request = kv::ForgetRoutingRequest { request_id: request_id.into() };
         let answer = self.within(request, |mut c, r| async move { c.forget_routing(r).await }).await?;
         Ok(answer.found)
+    }
+
+    /// Tells what an engine really had cached for a request that was scored.
+    ///
+    /// # Errors
+    ///
+    /// [`ScoreError`]; a request that kvd does not know (any more) is an answer, not an error.
+    pub async fn report_outcome(&self, call: OutcomeCall) -> Result<Outcome, ScoreError> {
+        let answer = self.within(call.wire, |mut c, r| async move { c.report_outcome(r).await }).await?;
+        Ok(answer.into())
+    }
+
+    /// The same for many requests, which costs less than a call for each.
+    ///
+    /// # Errors
+    ///
+    /// [`ScoreError`]; a report that makes no sense is counted in the answer.
+    pub async fn report_outcomes<I>(&self, calls: I) -> Result<Outcomes, ScoreError>
+    where
+        I: IntoIterator<Item = OutcomeCall>,
+        I::IntoIter: Send + 'static,
+    {
+        let reports = tokio_stream::iter(calls.into_iter().map(|call| call.wire));
+        let answer = self.within(reports, |mut c, r| async move { c.report_outcomes(r).await }).await?;
+        Ok(answer.into())
     }
 
     /// How to hash prompts. Ask again when the model's engines change.

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Ask before routing, tell kvd afterwards where the request went ([`ScorerClient::record_routing`]),
-//! so that the next one counts on blocks that are not there yet but will be. Every call ends
+//! so that the next one counts on blocks that are not there yet but will be, and when it is done what its
+//! engine had cached ([`ScorerClient::report_outcome`]), so that kvd finds out when it is wrong. Every call ends
 //! within its deadline (5 ms unless set otherwise): a scheduler that gets
 //! [`ScoreError::Deadline`] or [`ScoreError::Unavailable`] routes without kvd.
 //!
@@ -41,6 +42,7 @@ mod call;
 mod client;
 mod error;
 mod hasher;
+mod outcome;
 mod prompt;
 mod scores;
 mod stream;
@@ -49,6 +51,7 @@ pub use call::{HashSpecCall, RoutingCall, ScoreCall};
 pub use client::{Builder, ScorerClient};
 pub use error::{ConnectError, ScoreError};
 pub use hasher::{HashSpec, HashVector, HasherError, PromptHasher};
+pub use outcome::{Outcome, OutcomeCall, Outcomes, Verdict};
 pub use prompt::Prompt;
 pub use scores::{Endpoint, EndpointScore, Freshness, PublisherState, Routed, Scores};
 pub use stream::{ScoreReceiver, ScoreSender, StreamAnswer};

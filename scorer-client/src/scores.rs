@@ -66,6 +66,9 @@ pub struct EndpointScore {
     /// Contiguous blocks when those count too that may be gone since batches were lost for good; 0
     /// where nothing is in doubt. No other count includes them.
     pub suspect_blocks: u32,
+    /// Blocks after `cached_blocks` that do not count, because outcomes reported of other requests
+    /// contradict the first of them.
+    pub distrusted_blocks: u32,
     /// How far all this can be trusted.
     pub freshness: Freshness,
 }
@@ -139,6 +142,7 @@ impl From<kv::EndpointScore> for EndpointScore {
             speculative_blocks: e.speculative_blocks,
             mm_match_blocks: e.mm_match_blocks,
             suspect_blocks: e.suspect_blocks,
+            distrusted_blocks: e.distrusted_blocks,
             freshness: e.freshness.map(Into::into).unwrap_or_default(),
         }
     }

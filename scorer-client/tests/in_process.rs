@@ -10,8 +10,9 @@ use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_server::{IndexService, IndexServiceServer};
 use kvproto::rpc::kv::prompt::Key;
 use scorer_client::{
-    ConnectError, Endpoint, EngineHash, HashSpecCall, HasherError, MmItem, Prompt, PromptHasher,
-    PublisherState, RoutingCall, ScoreCall, ScoreError, ScorerClient, SeqHash, StreamAnswer, Tier,
+    ConnectError, Endpoint, EngineHash, HashSpecCall, HasherError, MmItem, Outcome, OutcomeCall, Outcomes,
+    Prompt, PromptHasher, PublisherState, RoutingCall, ScoreCall, ScoreError, ScorerClient, SeqHash,
+    StreamAnswer, Tier, Verdict,
 };
 use tonic::codegen::BoxStream;
 use tonic::codegen::tokio_stream::{self, StreamExt};
@@ -23,6 +24,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 struct Server {
     score: Arc<Mutex<Option<kv::ScoreRequest>>>,
     routing: Arc<Mutex<Option<kv::RecordRoutingRequest>>>,
+    outcome: Arc<Mutex<Option<kv::ReportOutcomeRequest>>>,
     hash_spec: Arc<Mutex<Option<kv::GetHashSpecRequest>>>,
 }
 
@@ -59,6 +61,7 @@ fn answer(request: &kv::ScoreRequest) -> Result<kv::ScoreResponse, Status> {
             speculative_blocks: 10,
             mm_match_blocks: 4,
             suspect_blocks: 12,
+            distrusted_blocks: 13,
             freshness: Some(kv::Freshness {
                 state: kv::PublisherState::Partial as i32,
                 silent_ms: 1500,
@@ -133,6 +136,30 @@ impl IndexService for Server {
         request: Request<kv::ForgetRoutingRequest>,
     ) -> Result<Response<kv::ForgetRoutingResponse>, Status> {
         Ok(Response::new(kv::ForgetRoutingResponse { found: request.into_inner().request_id == "known" }))
+    }
+
+    async fn report_outcome(
+        &self,
+        request: Request<kv::ReportOutcomeRequest>,
+    ) -> Result<Response<kv::ReportOutcomeResponse>, Status> {
+        let request = request.into_inner();
+        // The number of cached tokens chooses the verdict.
+        let verdict = request.cached_tokens as i32;
+        *self.outcome.lock().unwrap() = Some(request);
+        Ok(Response::new(kv::ReportOutcomeResponse { verdict, predicted_tokens: 32, tokens_now: 48 }))
+    }
+
+    async fn report_outcomes(
+        &self,
+        request: Request<Streaming<kv::ReportOutcomeRequest>>,
+    ) -> Result<Response<kv::ReportOutcomesResponse>, Status> {
+        let reports = request.into_inner().collect::<Vec<_>>().await.len() as u64;
+        let verdict = kv::OutcomeVerdict::Exact.into();
+        Ok(Response::new(kv::ReportOutcomesResponse {
+            counts: vec![kv::OutcomeCount { verdict, reports }],
+            refused: 1,
+            first_error: "model: empty".into(),
+        }))
     }
 
     async fn get_hash_spec(
@@ -267,6 +294,7 @@ async fn every_field_of_an_answer_comes_back() {
     assert_eq!(e.cumulative_by_tier, [5, 0, 0, 8, 1]);
     assert_eq!((e.weighted_blocks, e.cached_tokens), (6.5, 1 << 40));
     assert_eq!((e.speculative_blocks, e.mm_match_blocks, e.suspect_blocks), (10, 4, 12));
+    assert_eq!(e.distrusted_blocks, 13);
     let f = e.freshness;
     assert_eq!((f.state, f.complete, f.last_seq), (PublisherState::Partial, true, Some(0)));
     assert_eq!((f.silent, f.staleness), (Duration::from_millis(1500), Duration::from_millis(20)));
@@ -415,4 +443,33 @@ async fn a_stream_that_breaks_says_why() {
     let (mut sender, mut receiver) = kvd.score_stream(1).await.unwrap();
     sender.send(ScoreCall::new("break", Prompt::tokens(&[1]))).await.unwrap();
     assert_eq!(receiver.recv().await, Err(ScoreError::Unavailable { message: "going".into() }));
+}
+
+#[tokio::test]
+async fn outcomes_arrive_and_their_verdicts_come_back() {
+    let server = Server::default();
+    let kvd = client(serve(server.clone()).await.0).await;
+    let endpoint = Endpoint { instance: "a:1".into(), rank: 2 };
+    let call = |cached| OutcomeCall::new("r", "m", endpoint.clone(), cached);
+    let too_high = kvd.report_outcome(call(5).tenant("t").score_token("s").prompt_tokens(99)).await.unwrap();
+    assert_eq!(too_high, Outcome { verdict: Verdict::TooHigh, predicted_tokens: 32, tokens_now: 48 });
+    let want = kv::ReportOutcomeRequest {
+        request_id: "r".into(),
+        model: "m".into(),
+        tenant_id: "t".into(),
+        instance_id: "a:1".into(),
+        dp_rank: 2,
+        cached_tokens: 5,
+        prompt_tokens: Some(99),
+        score_token: "s".into(),
+    };
+    assert_eq!(server.outcome.lock().unwrap().take(), Some(want));
+    // A verdict of a later version is none that this one can act on.
+    for (number, verdict) in [(1, Verdict::Exact), (8, Verdict::NoPrediction), (77, Verdict::Unclear)] {
+        assert_eq!(kvd.report_outcome(call(number)).await.unwrap().verdict, verdict);
+    }
+    let outcomes = kvd.report_outcomes(vec![call(1), call(2)]).await.unwrap();
+    let want =
+        Outcomes { counts: vec![(Verdict::Exact, 2)], refused: 1, first_error: Some("model: empty".into()) };
+    assert_eq!(outcomes, want);
 }

@@ -13,8 +13,10 @@ use serde::Deserialize;
 use super::units::{Bytes, Time};
 use super::{Config, ConfigError, invalid, set};
 use crate::ingest::IngestConfig;
+use crate::peers::PeersConfig;
 use crate::registration::Registration;
 use crate::serve::Limits;
+use crate::snapshot::Schedule;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -24,6 +26,9 @@ pub(super) struct File {
     pub http_listen: Option<String>,
     pub data_dir: Option<PathBuf>,
     pub drain_timeout: Option<Time>,
+    pub warmup_timeout: Option<Time>,
+    pub snapshot: SnapshotTable,
+    pub peers: PeersTable,
     pub log: LogTable,
     pub index: IndexTable,
     pub limits: LimitsTable,
@@ -38,6 +43,20 @@ pub(super) struct File {
 pub(super) struct LogTable {
     pub level: Option<String>,
     pub format: Option<String>,
+}
+
+/// `[snapshot]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct SnapshotTable {
+    pub interval: Option<Time>,
+    pub keep: Option<usize>,
+}
+
+/// `[peers]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct PeersTable {
+    pub addresses: Option<Vec<String>>,
+    pub compare_every: Option<Time>,
 }
 
 /// `[index]`
@@ -63,6 +82,10 @@ pub(super) struct LimitsTable {
     pub max_score_tokens: Option<usize>,
     pub max_score_token_memory: Option<Bytes>,
     pub score_token_ttl: Option<Time>,
+    pub max_predictions: Option<usize>,
+    pub max_prediction_memory: Option<Bytes>,
+    pub prediction_ttl: Option<Time>,
+    pub outcome_review: Option<Time>,
     pub stream_concurrency: Option<usize>,
 }
 
@@ -146,6 +169,10 @@ impl LimitsTable {
             max_score_tokens,
             max_score_token_memory,
             score_token_ttl,
+            max_predictions,
+            max_prediction_memory,
+            prediction_ttl,
+            outcome_review,
             stream_concurrency,
         } = self;
         set(&mut to.max_tokens, max_tokens);
@@ -158,7 +185,27 @@ impl LimitsTable {
         set(&mut to.max_score_tokens, max_score_tokens);
         set(&mut to.max_score_token_bytes, max_score_token_memory.map(|b| b.0));
         set(&mut to.score_token_ttl, score_token_ttl.map(|t| t.0));
+        set(&mut to.max_predictions, max_predictions);
+        set(&mut to.max_prediction_bytes, max_prediction_memory.map(|b| b.0));
+        set(&mut to.prediction_ttl, prediction_ttl.map(|t| t.0));
+        set(&mut to.outcome_review, outcome_review.map(|t| t.0));
         set(&mut to.stream_concurrency, stream_concurrency);
+    }
+}
+
+impl SnapshotTable {
+    pub(super) fn apply(self, to: &mut Schedule) {
+        let SnapshotTable { interval, keep } = self;
+        set(&mut to.every, interval.map(|t| t.0));
+        set(&mut to.keep, keep);
+    }
+}
+
+impl PeersTable {
+    pub(super) fn apply(self, to: &mut PeersConfig) {
+        let PeersTable { addresses, compare_every } = self;
+        set(&mut to.addresses, addresses);
+        set(&mut to.compare_every, compare_every.map(|t| t.0));
     }
 }
 
@@ -210,6 +257,10 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
     const DAY: u64 = 86_400_000;
     vec![
         ("drain_timeout (ms)", millis(config.drain_timeout), 0..=DAY),
+        ("warmup_timeout (ms)", millis(config.warmup_timeout), 0..=DAY),
+        ("snapshot.interval (ms)", millis(config.snapshot.every), 0..=DAY),
+        ("peers.compare_every (ms)", millis(config.peers.compare_every), 0..=DAY),
+        ("snapshot.keep", count(config.snapshot.keep), 1..=1000),
         ("index.max_blocks_per_publisher", count(index.max_blocks_per_holder), 1..=1 << 31),
         ("index.max_memory (bytes)", index.max_bytes, 1 << 20..=u64::MAX),
         ("index.max_speculative", count(index.max_speculative), 0..=1 << 31),
@@ -223,6 +274,10 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("limits.max_score_tokens", count(limits.max_score_tokens), 0..=1 << 24),
         ("limits.max_score_token_memory (bytes)", count(limits.max_score_token_bytes), 0..=1 << 40),
         ("limits.score_token_ttl (ms)", millis(limits.score_token_ttl), 1..=DAY),
+        ("limits.max_predictions", count(limits.max_predictions), 0..=1 << 24),
+        ("limits.max_prediction_memory (bytes)", count(limits.max_prediction_bytes), 0..=1 << 40),
+        ("limits.prediction_ttl (ms)", millis(limits.prediction_ttl), 1..=DAY),
+        ("limits.outcome_review (ms)", millis(limits.outcome_review), 1..=DAY),
         ("limits.stream_concurrency", count(limits.stream_concurrency), 1..=1 << 16),
         ("ingest.threads", count(ingest.threads), 1..=256),
         ("ingest.queue_messages", count(ingest.queue_messages), 1..=1 << 24),

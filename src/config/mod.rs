@@ -16,9 +16,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
 use crate::ingest::{IngestConfig, Listen};
+use crate::peers::PeersConfig;
 use crate::publisher::PublisherSpec;
 use crate::registration::{RegistrationError, check_bind, parse_engine};
-use crate::serve::Limits;
+use crate::serve::{Limits, WARMUP_LIMIT};
+use crate::snapshot::Schedule;
 use file::{File, ListenTable};
 
 /// Everything kvd is set to, checked.
@@ -32,6 +34,12 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// How long to wait for requests under way when told to stop.
     pub drain_timeout: Duration,
+    /// How long to wait after a start for publishers to be followed from a proven place.
+    pub warmup_timeout: Duration,
+    /// When the index is written down.
+    pub snapshot: Schedule,
+    /// The other replicas.
+    pub peers: PeersConfig,
     /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log_level: String,
     /// How it is logged.
@@ -64,6 +72,9 @@ impl Default for Config {
             http_listen: "0.0.0.0:8090".to_owned(),
             data_dir: None,
             drain_timeout: Duration::from_secs(5),
+            warmup_timeout: WARMUP_LIMIT,
+            snapshot: Schedule::default(),
+            peers: PeersConfig::default(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             index: IndexConfig::default(),
@@ -163,6 +174,9 @@ impl Config {
             http_listen,
             data_dir,
             drain_timeout,
+            warmup_timeout,
+            snapshot,
+            peers,
             log,
             index,
             limits,
@@ -174,6 +188,9 @@ impl Config {
         set(&mut self.grpc_listen, grpc_listen);
         set(&mut self.http_listen, http_listen);
         set(&mut self.drain_timeout, drain_timeout.map(|d| d.0));
+        set(&mut self.warmup_timeout, warmup_timeout.map(|d| d.0));
+        snapshot.apply(&mut self.snapshot);
+        peers.apply(&mut self.peers);
         self.data_dir = data_dir.filter(|d| !d.as_os_str().is_empty());
         set(&mut self.log_level, log.level);
         if let Some(format) = log.format {
@@ -223,6 +240,9 @@ impl Config {
         EnvFilter::builder()
             .parse(&self.log_level)
             .map_err(|e| invalid("log.level", &self.log_level, format!("{e}; an example is info")))?;
+        for address in &self.peers.addresses {
+            check_listen("peers.addresses", address)?;
+        }
         for listen in &self.ingest.listen {
             check_bind("listen.bind", &listen.bind).map_err(|e| invalid(e.field, &listen.bind, e.why))?;
         }

@@ -33,6 +33,9 @@ fn the_example_file_names_every_key_there_is() {
         http_listen,
         data_dir,
         drain_timeout,
+        warmup_timeout,
+        snapshot,
+        peers,
         log,
         index,
         limits,
@@ -42,6 +45,9 @@ fn the_example_file_names_every_key_there_is() {
         listen,
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
+    assert!(warmup_timeout.is_some());
+    assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
+    assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
     assert!(matches!(
         index,
@@ -66,6 +72,10 @@ fn the_example_file_names_every_key_there_is() {
             max_score_tokens: Some(_),
             max_score_token_memory: Some(_),
             score_token_ttl: Some(_),
+            max_predictions: Some(_),
+            max_prediction_memory: Some(_),
+            prediction_ttl: Some(_),
+            outcome_review: Some(_),
             stream_concurrency: Some(_),
         }
     ));

@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod client;
+mod doctor;
 mod dump;
 pub mod engine_sim;
 mod explain;
@@ -19,6 +20,7 @@ mod stats;
 mod target;
 mod term;
 mod verify;
+mod warmup;
 mod watch;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -37,6 +39,7 @@ use term::Paint;
     about = "Looks into a running kvd, feeds it recorded engine streams, and checks its answers",
     after_help = "\
 Examples:
+  kvctl doctor
   kvctl publishers
   kvctl score --model llama --tokens 1,2,3,4
   kvctl dump --json | head
@@ -103,8 +106,12 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Write whom kvd follows and how that is going
     Publishers(publishers::ListArgs),
+    /// Write what is wrong, and what to do about it
+    Doctor(doctor::DoctorArgs),
     /// Write what kvd as a whole holds and does
     Stats,
+    /// Write whether it is known again, after a start, what the engines hold
+    Warmup(warmup::WarmupArgs),
     /// Let kvd follow an engine
     Register(register::RegisterArgs),
     /// Let kvd forget an engine
@@ -170,7 +177,9 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Score(args) => score::run(global, args, out).await,
         Command::Explain(args) => explain::run(global, args, out).await,
         Command::Publishers(args) => publishers::list(global, args, out).await,
+        Command::Doctor(args) => doctor::run(global, args, out).await,
         Command::Stats => stats::run(global, out).await,
+        Command::Warmup(args) => warmup::run(global, args, out).await,
         Command::Register(args) => register::register(global, args, out).await,
         Command::Unregister(args) => register::unregister(global, args, out).await,
         Command::Replay(args) => replay::run(global, args, out).await,

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use kvproto::rpc::kv::{PublisherSpec, PublisherStatus};
+use kvproto::rpc::kv::{OutcomeVerdict, PublisherSpec, PublisherStatus};
 use serde_json::{Value, json};
 
 use crate::ctl::client::{Kvd, state_name};
@@ -69,6 +69,7 @@ pub fn write_table(
         ("queued", Align::Right),
         ("dropped", Align::Right),
         ("silent", Align::Right),
+        ("exact", Align::Right),
     ];
     let mut table = Table::new(&columns);
     for p in publishers {
@@ -89,6 +90,7 @@ pub fn write_table(
             p.queued.into(),
             p.dropped.into(),
             silence(f.last_seq.is_some(), f.silent_ms).into(),
+            Cell::painted(exactness(p), if errors(p) > 0 { Paint::odd } else { |_, text| text.to_owned() }),
         ]);
     }
     table.write(out, paint, width)?;
@@ -98,6 +100,26 @@ pub fn write_table(
         writeln!(out, "{}", paint.odd(&printable(&line)))?;
     }
     Ok(())
+}
+
+/// Outcomes of a publisher with one of these verdicts.
+fn outcomes(p: &PublisherStatus, verdicts: &[OutcomeVerdict]) -> u64 {
+    p.outcomes.iter().filter(|c| verdicts.contains(&c.verdict())).map(|c| c.reports).sum()
+}
+
+fn errors(p: &PublisherStatus) -> u64 {
+    outcomes(p, &[OutcomeVerdict::TooLow, OutcomeVerdict::TooHigh])
+}
+
+/// How many of the reported outcomes that can be judged are no error of kvd's, in few characters.
+fn exactness(p: &PublisherStatus) -> String {
+    let right = [OutcomeVerdict::Exact, OutcomeVerdict::CameMeanwhile, OutcomeVerdict::LeftMeanwhile];
+    let right = outcomes(p, &right);
+    match right + errors(p) {
+        0 => "-".to_owned(),
+        // Rounded down, so that only what is whole looks whole.
+        judged => format!("{}%", 100 * right / judged),
+    }
 }
 
 /// How long nothing has come, in few characters.
@@ -132,11 +154,25 @@ pub fn as_json(p: &PublisherStatus) -> Value {
         ("queued", p.queued.into()),
         ("observed_block_size", p.observed_block_size.into()),
         ("suspect_blocks", p.suspect_blocks.into()),
+        ("losses", p.losses.into()),
+        ("misranked", p.misranked.into()),
+        ("outcomes", outcomes_json(p)),
+        ("distrusted_blocks", p.distrusted_blocks.into()),
         ("last_error", Value::from(p.last_error.as_str())),
     ] {
         out[name] = value;
     }
     out
+}
+
+fn outcomes_json(p: &PublisherStatus) -> Value {
+    let of = |verdict| outcomes(p, &[verdict]);
+    json!({
+        "exact": of(OutcomeVerdict::Exact), "came_meanwhile": of(OutcomeVerdict::CameMeanwhile),
+        "left_meanwhile": of(OutcomeVerdict::LeftMeanwhile), "too_low": of(OutcomeVerdict::TooLow),
+        "too_high": of(OutcomeVerdict::TooHigh), "unclear": of(OutcomeVerdict::Unclear),
+        "too_low_tokens": p.too_low_tokens, "too_high_tokens": p.too_high_tokens,
+    })
 }
 
 /// A registration as JSON.
@@ -151,7 +187,7 @@ pub fn spec_json(s: &PublisherSpec) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvproto::rpc::kv::{Freshness, PublisherState};
+    use kvproto::rpc::kv::{Freshness, OutcomeCount, PublisherState};
 
     #[test]
     fn a_publisher_has_a_row_and_its_trouble_a_line() {
@@ -174,6 +210,17 @@ mod tests {
         );
         assert!(text.ends_with("a:1 rank 0: gap\n"), "{text}");
         assert_eq!((&as_json(&p)["last_seq"], &as_json(&p)["state"]), (&json!(9), &json!("partial")));
+    }
+
+    #[test]
+    fn outcomes_are_a_part_and_errors_do_not_round_away() {
+        let of = |verdict: OutcomeVerdict, reports| OutcomeCount { verdict: verdict.into(), reports };
+        let status = |outcomes| PublisherStatus { outcomes, ..PublisherStatus::default() };
+        assert_eq!(exactness(&status(vec![])), "-");
+        assert_eq!(exactness(&status(vec![of(OutcomeVerdict::Unclear, 3)])), "-");
+        let many = status(vec![of(OutcomeVerdict::Exact, 999), of(OutcomeVerdict::TooLow, 1)]);
+        assert_eq!((exactness(&many), errors(&many)), ("99%".to_owned(), 1));
+        assert_eq!(as_json(&many)["outcomes"]["too_low"], json!(1));
     }
 
     #[test]

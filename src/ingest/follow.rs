@@ -39,6 +39,10 @@ pub trait Sink {
     fn doubt(&mut self);
     /// Forgets what has been in doubt.
     fn drop_doubted(&mut self);
+    /// All that batch `seq`, which the engine made at `ts`, told is in.
+    fn applied(&mut self, seq: u64, ts: f64) {
+        let _ = (seq, ts);
+    }
 }
 
 /// What the follower wants of the replay socket.
@@ -184,6 +188,11 @@ impl<S: Sink> Follower<S> {
         &self.sink
     }
 
+    /// The same, to be changed between two batches.
+    pub(super) fn sink_mut(&mut self) -> &mut S {
+        &mut self.sink
+    }
+
     /// Takes a message of the live socket that arrived at `at`.
     pub fn live(&mut self, message: Message, at: Instant, now: Instant) {
         let frames = message.frames();
@@ -297,6 +306,7 @@ impl<S: Sink> Follower<S> {
             || seen.seq == 0
             || batch.events().any(|e| matches!(e, Event::Cleared(c) if c.tier.is_none()));
         self.cursor.applied(seen);
+        self.sink.applied(seen.seq, seen.ts);
         self.forget_unreadable(seen.seq);
     }
 

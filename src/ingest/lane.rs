@@ -5,14 +5,16 @@
 //! the end of the line, so that a flooding publisher delays only itself.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use kvindex::snapshot::Digest;
 use kvindex::{HolderId, Index};
 use kvproto::Batch;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::apply::Signal;
+use super::cursor::Position;
 use super::desk;
 use super::follow::{Follower, Limits, Profile, Request, Sink};
 use super::gauges::Gauges;
@@ -20,6 +22,7 @@ use super::message::Message;
 use super::queue::{Queue, QueueLimits};
 use super::socket::Address;
 use super::stats::Counters;
+use crate::outcome::Account;
 use crate::publisher::{Freshness, PublisherSpec, PublisherStatus};
 
 /// Messages that a lane may apply before it is the next one's turn.
@@ -34,23 +37,46 @@ pub struct Place {
     pub index: Arc<Index>,
     /// Whose place.
     pub holder: HolderId,
+    /// What is also told what happens, after the index.
+    pub account: Arc<Account>,
+    /// Who wants to know what is held as of a batch that is still to come.
+    pub probe: Option<Probe>,
+}
+
+/// A wish to know what is held as of one batch.
+pub struct Probe {
+    seq: u64,
+    tell: Sender<(f64, Digest)>,
 }
 
 impl Sink for Place {
     fn apply(&mut self, batch: &Batch<'_>) {
         self.index.apply(self.holder, batch);
+        self.account.applied(batch, Instant::now());
     }
 
     fn clear(&mut self) {
         self.index.clear(self.holder);
+        self.account.restarted(Instant::now());
     }
 
     fn doubt(&mut self) {
         self.index.doubt(self.holder);
+        self.account.lost(Instant::now());
     }
 
     fn drop_doubted(&mut self) {
         self.index.drop_suspects(self.holder);
+    }
+
+    fn applied(&mut self, seq: u64, ts: f64) {
+        if self.probe.as_ref().is_some_and(|p| seq >= p.seq)
+            && let Some(probe) = self.probe.take().filter(|p| p.seq == seq)
+            && let Some(digest) = self.index.digest(self.holder)
+        {
+            // Whoever asked may have given up.
+            let _ = probe.tell.try_send((ts, digest));
+        }
     }
 }
 
@@ -64,7 +90,11 @@ pub struct Lane {
     pub replay: Option<Address>,
     /// Counters.
     pub counters: Arc<Counters>,
+    /// What came of answers about it.
+    pub account: Arc<Account>,
     limits: QueueLimits,
+    index: Arc<Index>,
+    since: Instant,
     queue: Mutex<Queue>,
     follower: Mutex<Follower<Place>>,
     /// The deadline that the apply thread knows of.
@@ -72,6 +102,26 @@ pub struct Lane {
     gauges: Gauges,
     last_error: Mutex<Option<String>>,
     ready: Sender<Signal>,
+}
+
+/// A lane that holds still between two batches.
+pub struct Still<'l> {
+    lane: &'l Arc<Lane>,
+    follower: Option<MutexGuard<'l, Follower<Place>>>,
+}
+
+impl Still<'_> {
+    /// Where its stream stands; `None` where it has not begun.
+    pub fn position(&self) -> Option<Position> {
+        self.follower.as_ref().filter(|f| !f.is_waiting()).map(|f| f.position())
+    }
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.follower = None;
+        self.lane.schedule();
+    }
 }
 
 /// What a turn left to do.
@@ -83,7 +133,8 @@ pub struct Turn {
 }
 
 impl Lane {
-    /// A lane that has not been scheduled yet.
+    /// A lane that has not been scheduled yet, and that holds back what comes until it
+    /// [`begin`](Self::begin)s or [`resume`](Self::resume)s.
     pub fn new(
         spec: PublisherSpec,
         place: Place,
@@ -93,14 +144,17 @@ impl Lane {
         ready: Sender<Signal>,
     ) -> Lane {
         let counters = Arc::new(Counters::default());
-        let holder = place.holder;
-        let follower = Follower::new(place, profile, limits.1, Arc::clone(&counters), Instant::now());
+        let (holder, index, account) = (place.holder, Arc::clone(&place.index), Arc::clone(&place.account));
+        let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters));
         Lane {
             spec,
             holder,
             replay,
             counters,
+            account,
             limits: limits.0,
+            index,
+            since: Instant::now(),
             queue: Mutex::default(),
             follower: Mutex::new(follower),
             armed: Mutex::default(),
@@ -154,6 +208,61 @@ impl Lane {
         }
     }
 
+    /// Begins to follow with nothing known, unless it follows already.
+    pub fn begin(self: &Arc<Self>) {
+        let mut follower = self.follower.lock();
+        if follower.is_waiting() {
+            follower.begin(Instant::now());
+        }
+        drop(follower);
+        self.schedule();
+    }
+
+    /// Goes on after a snapshot of this publisher that is in the index and ends at `position`. False
+    /// where it has begun already.
+    pub fn resume(self: &Arc<Self>, position: &Position) -> bool {
+        let mut follower = self.follower.lock();
+        let waits = follower.is_waiting();
+        if waits {
+            follower.resume(position, Instant::now());
+        }
+        drop(follower);
+        self.schedule();
+        waits
+    }
+
+    /// Whether it neither began nor went on yet.
+    pub fn is_waiting(&self) -> bool {
+        self.follower.lock().is_waiting()
+    }
+
+    /// Applies nothing while the answer lives; what comes meanwhile waits in the queue.
+    pub fn hold_still(self: &Arc<Self>) -> Still<'_> {
+        Still { lane: self, follower: Some(self.follower.lock()) }
+    }
+
+    /// What is held as of batch `seq`, and the engine's time of it; waits for it where it is still to come.
+    /// `None` where it has passed, or does not come in time.
+    pub fn digest_at(self: &Arc<Self>, seq: u64, patience: Duration) -> Option<(f64, Digest)> {
+        let (tell, told) = crossbeam_channel::bounded(1);
+        {
+            let mut still = self.hold_still();
+            let position = still.position()?;
+            match position.seq {
+                Some(at) if at == seq => return Some((position.ts?, self.index.digest(self.holder)?)),
+                Some(at) if at > seq => return None,
+                Some(_) | None => {}
+            }
+            still.follower.as_mut()?.sink_mut().probe = Some(Probe { seq, tell });
+        }
+        told.recv_timeout(patience).ok()
+    }
+
+    /// How long it has been followed.
+    pub fn followed_for(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     /// Drops what waits and takes nothing more.
     pub fn close(&self) {
         self.queue.lock().close();
@@ -166,7 +275,16 @@ impl Lane {
 
     /// Applies what waits, up to a limit, and lines up again if there is more.
     pub fn turn(self: &Arc<Self>) -> Turn {
-        let mut follower = self.follower.lock();
+        let Some(mut follower) = self.follower.try_lock() else {
+            // Somebody looks at it, and lines it up again when done. An apply thread must not wait for
+            // that: other lanes are in its line.
+            let mut queue = self.queue.lock();
+            queue.scheduled = false;
+            if self.follower.try_lock().is_some() {
+                self.line_up(&mut queue);
+            }
+            return Turn { requests: Vec::new(), wake_at: None };
+        };
         let items = self.queue.lock().take(TURN);
         let mut requests = Vec::new();
         desk::work(&mut follower, items, Instant::now, &mut requests, |f, waiting| self.show(f, waiting));
@@ -235,6 +353,8 @@ impl Lane {
             restarts: c.restarts.get(),
             replays: c.replays.get(),
             malformed: c.malformed.get(),
+            losses: c.losses.get(),
+            misranked: c.misranked.get(),
             dropped: c.dropped.get(),
             queued: self.queued(),
             last_error: self.last_error.lock().clone(),

@@ -10,6 +10,7 @@ use kvindex::{Answer, Explanation, HolderId, HolderSpec, Placement, Prompt, Quer
 use rustc_hash::FxHashMap;
 
 pub use super::check::MAX_BLOCK_SIZE;
+use super::outcome::HeldBack;
 use super::{Counters, Service, endpoint};
 use crate::publisher::{Freshness, PublisherState};
 
@@ -118,6 +119,8 @@ pub struct HolderView {
     pub freshness: Freshness,
     /// The name it was asked for by, where it registered under another form of it.
     pub asked_as: Option<String>,
+    /// What does not count, because reported outcomes contradict it.
+    pub held_back: Option<HeldBack>,
 }
 
 impl HolderView {
@@ -140,7 +143,12 @@ impl Service {
     /// Answers `query` and says how fresh the answer is.
     pub fn ask(&self, query: &Query<'_>) -> Result<Asked, AskError> {
         let began = Instant::now();
-        let asked = self.prepared(query, |q| self.index.query(q)).and_then(|answer| self.join(query, answer));
+        let answered = self.prepared(query, |q| {
+            let mut answer = self.index.query(q);
+            let held_back = self.hold_back(q, &mut answer);
+            (answer, held_back)
+        });
+        let asked = answered.and_then(|(answer, held_back)| self.join(query, answer, &held_back));
         match &asked {
             Ok(a) => {
                 Counters::add(&self.counters.queries, 1);
@@ -180,8 +188,22 @@ impl Service {
         self.check_text("instance_id", instance)?;
         let query = Query { instances: &[instance], ..*query };
         let (id, spec) = self.holder(query.tenant, query.model, instance, rank).ok_or_else(unknown)?;
-        let explanation = self.prepared(&query, |q| self.index.explain(q, id))?.ok_or_else(unknown)?;
-        Ok((explanation, HolderView { spec, freshness: self.freshness(id), asked_as: None }))
+        let (mut explanation, held_back) = self
+            .prepared(&query, |q| {
+                let mut explanation = self.index.explain(q, id)?;
+                let mut answer = Answer { scores: vec![explanation.score], ..Answer::default() };
+                let held_back = self.hold_back(q, &mut answer).remove(&id);
+                explanation.score = answer.scores.pop()?;
+                Some((explanation, held_back))
+            })?
+            .ok_or_else(unknown)?;
+        if let Some(HeldBack { blocks, .. }) = held_back {
+            let tokens = explanation.score.cached_tokens;
+            explanation.steps.push(format!(
+                "{blocks} blocks do not count, because reports contradict the first of them: {tokens} tokens are left"
+            ));
+        }
+        Ok((explanation, HolderView { spec, freshness: self.freshness(id), asked_as: None, held_back }))
     }
 
     /// The holder of an instance (either form of its name) and rank.
@@ -240,7 +262,12 @@ impl Service {
     }
 
     /// Joins names and freshness to the scores, and says who is missing.
-    fn join(&self, query: &Query<'_>, mut answer: Answer) -> Result<Asked, AskError> {
+    fn join(
+        &self,
+        query: &Query<'_>,
+        mut answer: Answer,
+        held_back: &FxHashMap<HolderId, HeldBack>,
+    ) -> Result<Asked, AskError> {
         if answer.scores.is_empty() && !answer.block_size_mismatch.is_empty() {
             return Err(AskError::BlockSizeMismatch {
                 asked: query.block_size.unwrap_or_default(),
@@ -258,7 +285,8 @@ impl Service {
                 let asked_as = note_seen(&mut wanted, &spec.instance);
                 let mut freshness = freshness.unwrap_or(UNVOUCHED);
                 freshness.complete &= !score.partial;
-                holders.push(HolderView { spec, freshness, asked_as });
+                let held_back = held_back.get(&score.holder).copied();
+                holders.push(HolderView { spec, freshness, asked_as, held_back });
                 true
             }
         });

@@ -8,34 +8,49 @@
 //!
 //! [`ask`] holds what both transports share: a question is checked (see [`check`]),
 //! candidates and freshness are joined to the scores. [`grpc`] and [`http`] only
-//! translate. [`routing`] keeps what schedulers announced and when that ends.
+//! translate. [`routing`] keeps what schedulers announced and when that ends, [`outcome`] compares what
+//! they report with what they were told.
 
 pub mod ask;
 pub mod check;
 pub mod counters;
+pub mod diagnose;
 pub mod endpoint;
 pub mod grpc;
 pub mod http;
+pub mod outcome;
+#[cfg(test)]
+mod outcome_tests;
 pub mod prompt;
+pub mod registering;
 pub mod routing;
 pub mod score_tokens;
 pub mod status;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvindex::{Index, TierWeights};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
+pub use registering::Told;
 
 use crate::ingest::Publishers;
+use crate::peers::{Peers, PeersConfig};
+use crate::snapshot::Runner;
+use crate::warmup::Stage;
+use outcome::Outcomes;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
 
 /// The tenant of requests and registrations that name none.
 pub const DEFAULT_TENANT: &str = "default";
+
+/// How long warming up is waited for unless it is set.
+pub const WARMUP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Everything that answering takes; one per process, shared by all transports.
 pub struct Service {
@@ -55,7 +70,29 @@ pub struct Service {
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// The other replicas.
+    pub peers: Peers,
+    /// What was known before the start, and how it came back.
+    pub restored: OnceLock<Restored>,
+    /// Writes down what the index holds, where there is a data directory.
+    pub snapshots: OnceLock<Runner>,
+    /// How long warming up is waited for.
+    pub warmup_limit: Duration,
+    stage: Mutex<Stage>,
+    /// What was said and waits for its outcome.
+    pub(crate) outcomes: Outcomes,
     ready: watch::Sender<bool>,
+}
+
+/// Where what was known before the start came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// "snapshot", "peer ADDRESS" or "nothing".
+    pub from: String,
+    /// Publishers that go on from there.
+    pub publishers: u64,
+    /// Blocks that they hold.
+    pub blocks: u64,
 }
 
 /// What a request may ask for. Requests beyond a limit are refused by name, never cut.
@@ -81,6 +118,14 @@ pub struct Limits {
     pub max_score_token_bytes: usize,
     /// How long a `score_token` stands for its prompt.
     pub score_token_ttl: Duration,
+    /// Answers kept until their outcome is reported; 0 = none.
+    pub max_predictions: usize,
+    /// Bytes of all of them, prompts included.
+    pub max_prediction_bytes: usize,
+    /// How long they are kept.
+    pub prediction_ttl: Duration,
+    /// How long a report that is not explained waits for events that may be under way.
+    pub outcome_review: Duration,
     /// Requests of one `ScoreStream` that are worked on at a time.
     pub stream_concurrency: usize,
 }
@@ -98,6 +143,10 @@ impl Default for Limits {
             max_score_tokens: 16384,
             max_score_token_bytes: 256 << 20,
             score_token_ttl: Duration::from_secs(30),
+            max_predictions: 65536,
+            max_prediction_bytes: 128 << 20,
+            prediction_ttl: Duration::from_secs(600),
+            outcome_review: Duration::from_secs(1),
             stream_concurrency: 16,
         }
     }
@@ -119,8 +168,30 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            peers: Peers::new(PeersConfig::default()),
+            restored: OnceLock::new(),
+            snapshots: OnceLock::new(),
+            warmup_limit: WARMUP_LIMIT,
+            stage: Mutex::new(Stage::Restoring),
+            outcomes: Outcomes::new(&limits),
             ready: watch::Sender::new(false),
         }
+    }
+
+    /// Looks how far warming up has come, and is ready when it has come far enough.
+    pub fn look_at_warmup(&self) -> Stage {
+        let restored = self.restored.get().is_some();
+        // Once schedulers may ask, a publisher registered later is no reason to send them away.
+        let limit = if self.stage().is_ready() { Duration::ZERO } else { self.warmup_limit };
+        let stage = Stage::of(&self.publishers.list(), restored, self.started.elapsed(), limit);
+        *self.stage.lock() = stage;
+        self.set_ready(stage.is_ready());
+        stage
+    }
+
+    /// What [`look_at_warmup`](Self::look_at_warmup) saw last.
+    pub fn stage(&self) -> Stage {
+        *self.stage.lock()
     }
 
     /// Says whether schedulers should ask here: true once the registrations of the last run are

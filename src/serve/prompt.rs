@@ -62,6 +62,31 @@ impl PromptKey {
 }
 
 impl OwnedPrompt {
+    /// A copy of `prompt`.
+    pub fn of(prompt: Prompt<'_>, block_size: Option<u32>) -> OwnedPrompt {
+        let bare = |key| OwnedPrompt { key, block_size, lora: None, cache_salt: None, items: Vec::new() };
+        match prompt {
+            Prompt::Tokens { tokens, lora, cache_salt, items } => OwnedPrompt {
+                lora: lora.map(Into::into),
+                cache_salt: cache_salt.map(Into::into),
+                items: items
+                    .iter()
+                    .map(|i| OwnedItem {
+                        identifier: i.identifier.into(),
+                        offset: i.offset,
+                        length: i.length,
+                    })
+                    .collect(),
+                ..bare(PromptKey::Tokens(tokens.to_vec()))
+            },
+            Prompt::Canonical(hashes) => bare(PromptKey::Canonical(hashes.to_vec())),
+            Prompt::Engine(hashes) => bare(PromptKey::Engine(hashes.to_vec())),
+            Prompt::Llmd(keys) => bare(PromptKey::Llmd(keys.to_vec())),
+            // No request gives a prompt so.
+            Prompt::Local(_) => bare(PromptKey::Tokens(Vec::new())),
+        }
+    }
+
     /// This prompt and what follows it, as a conversation's next turn.
     ///
     /// # Errors

@@ -119,7 +119,8 @@ impl Service {
 }
 
 impl Endpoint {
-    fn is(&self, instance: &str, rank: u32) -> bool {
+    /// Whether it means this one, by either form of its name.
+    pub(super) fn is(&self, instance: &str, rank: u32) -> bool {
         self.rank == rank && endpoint::same(&self.instance, instance)
     }
 }

@@ -5,10 +5,11 @@
 
 use kvproto::EngineHash;
 
-use super::odd::{Copies, Known};
-use super::store::after;
+use super::odd::Known;
+use super::store::{Copy, after};
 use super::{Desk, Holder, Strands};
-use crate::forest::{Clash, Place, Plane, ROOT, Told};
+use crate::forest::{Clash, DEVICE, Place, Plane, ROOT, Told};
+use crate::types::Applied;
 
 impl Holder {
     /// Whether this holder went to another domain because of a clash over a block with own hash
@@ -48,6 +49,8 @@ impl Holder {
 
     /// Takes all that this holder told and holds over into another domain.
     fn move_to(&mut self, to: usize, desk: &mut Desk<'_>) {
+        let mut retold = Vec::new();
+        self.unname(&mut retold, desk);
         let from = std::mem::replace(&mut self.domain, to);
         let Strands { mut all, .. } = std::mem::take(&mut self.strands[1]);
         all.sort_unstable_by_key(|s| (desk.forests.get(from).depth(*s), *s));
@@ -58,7 +61,7 @@ impl Holder {
         told.sort_unstable_by_key(|s| desk.forests.get(from).depth(*s));
         told.iter().for_each(|s| self.copy_blocks(*s, from, to, desk));
         for &strand in &all {
-            self.copy_holdings(strand, from, to, desk);
+            self.copy_holdings(strand, from, to, &mut retold, desk);
         }
         for &strand in &all {
             let Some(look) = desk.forests.get(from).look(desk.guard, strand) else { continue };
@@ -68,54 +71,100 @@ impl Holder {
             desk.pen(from).let_go(strand);
         }
         desk.forests.part(from);
-        // Second names are of places in the old domain.
-        let placed: Vec<EngineHash> = self
+        self.tell_again(&retold, desk);
+    }
+
+    /// Takes second names out, which are of places in this domain, to be told in the next.
+    fn unname(&mut self, retold: &mut Vec<Retold>, desk: &mut Desk<'_>) {
+        let placed: Vec<(EngineHash, Option<Place>)> = self
             .odd
             .iter()
             .filter(|(_, n)| matches!(n.known, Known::Placed { .. }))
-            .map(|(h, _)| h)
+            .map(|(h, _)| (h, self.odd.place(h, self.domain, desk)))
             .collect();
-        for h in placed {
+        // What the forest shows of them is not to be carried over as if it were counted there.
+        placed.iter().filter_map(|(_, p)| *p).for_each(|p| self.drop_at(p, desk));
+        for (h, place) in placed {
             let copies = self.odd.take(h).map(|n| self.forget_odd(n)).unwrap_or_default();
-            self.odd.insert(h, Known::Nothing);
-            self.odd_restore(h, copies, desk);
-        }
-    }
-
-    fn odd_restore(&mut self, h: EngineHash, copies: Copies, desk: &mut Desk<'_>) {
-        let mut done = crate::types::Applied::default();
-        for (copy, n) in copies {
-            (0..n).for_each(|_| self.odd_stored(h, copy, desk, &mut done));
+            let of_place = place.and_then(|p| Retold::at(p, self.domain, desk));
+            match of_place {
+                Some(block) if !copies.is_empty() => {
+                    let times = |(copy, times)| Retold { name: h.0, copy, times, ..block };
+                    retold.extend(copies.into_iter().map(times));
+                }
+                Some(_) | None => {
+                    self.odd.insert(h, Known::Nothing);
+                    copies.into_iter().for_each(|(copy, n)| self.odd_add(h, copy, n, desk));
+                }
+            }
         }
     }
 
     fn copy_blocks(&mut self, strand: u32, from: usize, to: usize, desk: &mut Desk<'_>) {
         let forest = desk.forests.get(from);
-        let Some(look) = forest.look(desk.guard, strand) else { return };
-        let at = match forest.name_before(desk.guard, strand) {
-            None => Place { strand: ROOT, offset: 0 },
-            Some(name) => match desk.forests.get(to).find_name(desk.guard, name) {
-                Some(place) => after(place),
-                None => return,
-            },
+        let Some(len) = forest.look(desk.guard, strand).map(|l| l.len) else { return };
+        let before = forest.name_before(desk.guard, strand);
+        let there = before.and_then(|name| desk.forests.get(to).find_name(desk.guard, name));
+        let at = match (before, there) {
+            (None, _) => Place { strand: ROOT, offset: 0 },
+            (Some(_), Some(place)) => after(place),
+            (Some(_), None) => {
+                // It hangs on what another told: that goes along.
+                let path = forest.path(desk.guard, Place { strand, offset: 0 }).unwrap_or_default();
+                let mut at = Place { strand: ROOT, offset: 0 };
+                for step in path {
+                    match self.copy_some(step.strand, step.n, at, from, to, desk) {
+                        Some(end) => at = end,
+                        None => return,
+                    }
+                }
+                at
+            }
         };
+        self.copy_some(strand, len, at, from, to, desk);
+    }
+
+    /// Copies the first `n` blocks of a strand after `at`; returns where they end.
+    fn copy_some(
+        &mut self,
+        strand: u32,
+        n: u32,
+        at: Place,
+        from: usize,
+        to: usize,
+        desk: &mut Desk<'_>,
+    ) -> Option<Place> {
+        let forest = desk.forests.get(from);
+        let look = forest.look(desk.guard, strand)?;
+        let n = n as usize;
         let told = Told {
-            locals: look.locals(),
-            names: forest.names(look),
-            keys: if self.llmd.is_some() { look.keys() } else { &[] },
+            locals: look.locals().get(..n)?,
+            names: forest.names(look).get(..n)?,
+            keys: if self.llmd.is_some() { look.keys().get(..n)? } else { &[] },
             seed: forest.seed(strand),
             block_size: forest.block_size(strand),
             creator: self.creator,
             slot: self.slot,
             device: false,
+            unnamed: &[],
         };
         let mut pieces = Vec::new();
-        desk.pen(to).store(at, &told, &mut pieces);
+        let (_, clash) = desk.pen(to).store(at, &told, &mut pieces);
         // Whether anyone holds them is seen when what this holder has is carried over.
         pieces.iter().for_each(|p| desk.pen(to).let_go(p.strand));
+        let last = pieces.last().filter(|_| clash.is_none())?;
+        Some(Place { strand: last.strand, offset: last.span.1 })
     }
 
-    fn copy_holdings(&mut self, strand: u32, from: usize, to: usize, desk: &mut Desk<'_>) {
+    /// Takes over what this holder has of a strand; what is not there by its name goes to `retold`.
+    fn copy_holdings(
+        &mut self,
+        strand: u32,
+        from: usize,
+        to: usize,
+        retold: &mut Vec<Retold>,
+        desk: &mut Desk<'_>,
+    ) {
         let old = desk.forests.get(from);
         let Some(look) = old.look(desk.guard, strand) else { return };
         let names = old.names(look);
@@ -123,8 +172,14 @@ impl Holder {
         for (plane, (mut i, end)) in held {
             while i < end {
                 let new = desk.forests.get(to);
-                let Some(p) = new.find_name(desk.guard, names[i as usize]) else { break };
-                let Some(there) = new.look(desk.guard, p.strand) else { break };
+                let found = new.find_name(desk.guard, names[i as usize]);
+                let Some((p, there)) = found.and_then(|p| Some((p, new.look(desk.guard, p.strand)?))) else {
+                    let block = Retold::at(Place { strand, offset: i }, from, desk);
+                    let copy = Copy::of_bit(plane.bit);
+                    retold.extend(block.map(|b| Retold { copy, ..b }));
+                    i += 1;
+                    continue;
+                };
                 let same = new.names(there)[p.offset as usize..]
                     .iter()
                     .zip(&names[i as usize..end as usize])
@@ -139,5 +194,62 @@ impl Holder {
                 i += same.max(1);
             }
         }
+    }
+
+    /// Tells what the new domain has not by that name.
+    fn tell_again(&mut self, retold: &[Retold], desk: &mut Desk<'_>) {
+        let (mut pieces, mut done) = (Vec::new(), Applied::default());
+        for r in retold {
+            let told = Told {
+                locals: &[r.local],
+                names: &[r.name],
+                keys: if self.llmd.is_some() { &[r.key] } else { &[] },
+                seed: r.seed,
+                block_size: r.block_size,
+                creator: self.creator,
+                slot: self.slot,
+                device: false,
+                unnamed: &[],
+            };
+            for _ in 0..r.times {
+                self.tell_one(r.parent, &told, r.copy, &mut pieces, desk, &mut done);
+            }
+        }
+    }
+}
+
+/// Copies of a block to be told in another domain.
+#[derive(Clone, Copy)]
+struct Retold {
+    parent: Option<EngineHash>,
+    name: u64,
+    local: u64,
+    key: u64,
+    seed: u64,
+    block_size: u32,
+    copy: Copy,
+    times: u32,
+}
+
+impl Retold {
+    /// The block at a place, as the forest calls it.
+    fn at(place: Place, domain: usize, desk: &Desk<'_>) -> Option<Retold> {
+        let forest = desk.forests.get(domain);
+        let look = forest.look(desk.guard, place.strand)?;
+        let (i, names) = (place.offset as usize, forest.names(look));
+        let parent = match i.checked_sub(1) {
+            Some(i) => names.get(i).copied(),
+            None => forest.name_before(desk.guard, place.strand),
+        };
+        Some(Retold {
+            parent: parent.map(EngineHash),
+            name: *names.get(i)?,
+            local: *look.locals().get(i)?,
+            key: forest.key_at(look, i),
+            seed: forest.seed(place.strand),
+            block_size: forest.block_size(place.strand),
+            copy: Copy::of_bit(DEVICE),
+            times: 1,
+        })
     }
 }

@@ -52,7 +52,8 @@ impl Holder {
             rows.select_nth_unstable_by_key(most, key);
             rows.truncate(most);
         }
-        rows.sort_unstable_by_key(key);
+        // A block may lie in the forest in one group and wait for its parent in another: it has a place.
+        rows.sort_unstable_by_key(|r| (key(r), r.depth.is_none(), r.depth, r.parent));
         rows.dedup_by_key(|r| key(r));
         rows.truncate(limit);
         rows

@@ -26,6 +26,13 @@ pub(super) struct Copy {
 }
 
 impl Copy {
+    /// The copy that a bit of a mask stands for.
+    pub fn of_bit(bit: u8) -> Copy {
+        match Tier::ALL.get(usize::from(bit) + 1) {
+            Some(tier) => Copy { tier: *tier, group: 0 },
+            None => Copy { tier: Tier::Gpu, group: u32::from(bit) - 4 },
+        }
+    }
     pub fn plane(self) -> Plane {
         Plane::of(Mask::bit(self.tier, self.group))
     }
@@ -93,6 +100,7 @@ impl Holder {
             creator: self.creator,
             slot: self.slot,
             device: copy.on_device(),
+            unnamed: &[],
         };
         let full = self.stats.blocks as usize + s.hashes.len() > self.max_blocks;
         if self.odd.is_empty() && !full {
@@ -131,6 +139,7 @@ impl Holder {
             creator: self.creator,
             slot: self.slot,
             device: copy.on_device(),
+            unnamed: &[],
         };
         let (mut i, mut at) = (0, at);
         while i < fits {
@@ -237,15 +246,26 @@ impl Holder {
             self.odd_stored(h, copy, desk, done);
             return;
         }
-        let Some(at) = self.place_after(parent, desk) else {
+        let at = self.place_after(parent, desk);
+        let known = if at.is_none() { self.named_place(h, told.block_size, desk) } else { None };
+        if at.is_none() && known.is_none() {
             let fresh = self.odd.wait(h, parent, told);
             done.orphans += u32::from(fresh);
+            self.odd_gathers(h, desk);
             self.odd_stored(h, copy, desk, done);
             return;
-        };
+        }
         let waited = self.odd.take(h);
         let copies = waited.map(|k| self.forget_odd(k)).unwrap_or_default();
-        if let Some(place) = self.put_one(at, told, copies.is_empty(), pieces, desk, done) {
+        let put = match (at, known) {
+            (Some(at), _) => self.put_one(at, told, copies.is_empty(), pieces, desk, done),
+            // What was first said of a name stays, whatever comes before it is called now.
+            (None, place) => place.map(|p| {
+                let span = (p.offset, p.offset + 1);
+                Put::At(Piece { strand: p.strand, span, how: How::Found })
+            }),
+        };
+        if let Some(place) = put {
             match place {
                 Put::At(piece) => {
                     self.hold_at(h, piece, copy, desk, done);
@@ -324,7 +344,7 @@ impl Holder {
     }
 
     /// A copy of a block told by name alone.
-    fn stored_name(&mut self, h: EngineHash, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
+    pub(super) fn stored_name(&mut self, h: EngineHash, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
         if self.is_full_for(h, desk) {
             done.refused += 1;
             return;
@@ -392,7 +412,14 @@ impl Holder {
     }
 
     /// One more copy of block `h` at a place that may have other names of this holder.
-    fn hold_at(&mut self, h: EngineHash, piece: Piece, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
+    pub(super) fn hold_at(
+        &mut self,
+        h: EngineHash,
+        piece: Piece,
+        copy: Copy,
+        desk: &mut Desk<'_>,
+        done: &mut Applied,
+    ) {
         let place = Place { strand: piece.strand, offset: piece.span.0 };
         if piece.how != How::Grown && self.odd.is_at(self.domain, place) {
             self.odd_named(h, place, Vec::new(), desk);
@@ -415,6 +442,12 @@ impl Holder {
             look.is_some_and(|l| l.held(self.slot, (p.offset, p.offset + 1)).any > 0)
         };
         !self.find(h, desk).is_some_and(held)
+    }
+
+    /// Where the block called `h` stands, where it has `block_size` tokens.
+    fn named_place(&self, h: EngineHash, block_size: u32, desk: &Desk<'_>) -> Option<Place> {
+        let forest = desk.forests.get(self.domain);
+        forest.find_name(desk.guard, h.0).filter(|p| forest.block_size(p.strand) == block_size)
     }
 
     /// Where the block after `parent` stands; `None` where that is not known.

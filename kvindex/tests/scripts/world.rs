@@ -1,9 +1,11 @@
 //! What has a conversation brought about? Does what each line says and gives the answers.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use crate::args::{Args, number, tokens_of};
 use crate::pod::Pod;
+use crate::replant::replant;
 use kvindex::reference::Expected;
 use kvindex::{Index, IndexConfig, Prompt, Query, Score};
 use kvproto::hash::canonical::{Namespace, prompt_hashes};
@@ -13,9 +15,11 @@ const PROMPT: &str = "tail lora salt mm block deployment only max_blocks specula
 
 /// Everything a conversation has brought about.
 pub struct World {
-    index: Index,
+    index: Arc<Index>,
     pods: Vec<Pod>,
     limited: bool,
+    /// Whether routings were announced, which no snapshot has.
+    routed: bool,
     /// Scores that the reference confirmed.
     pub confirmed: Cell<u32>,
 }
@@ -23,8 +27,21 @@ pub struct World {
 impl World {
     /// An index that nobody is attached to.
     pub fn new() -> World {
-        let index = Index::new(IndexConfig::default());
-        World { index, pods: Vec::new(), limited: false, confirmed: Cell::new(0) }
+        let index = Arc::new(Index::new(IndexConfig::default()));
+        World { index, pods: Vec::new(), limited: false, routed: false, confirmed: Cell::new(0) }
+    }
+
+    /// Goes on with an index that got all it has from a snapshot of this one. False where that would
+    /// lose what is no snapshot's.
+    pub fn replant(&mut self) -> bool {
+        if self.routed {
+            return false;
+        }
+        let ids: Vec<_> = self.pods.iter().map(|p| p.id).collect();
+        let (index, ids) = replant(&self.index, &ids);
+        self.index = index;
+        self.pods.iter_mut().zip(ids).for_each(|(p, id)| p.id = id);
+        true
     }
 
     /// Does what a line says; returns the answers.
@@ -47,6 +64,7 @@ impl World {
             }
             "locate" => self.ask(&Args::parse(rest, &[PROMPT])?, |q| self.placements(q)),
             "route" => {
+                self.routed = true;
                 let (request, rest) = rest.split_once(' ').ok_or("a route needs a request's name")?;
                 let a = Args::parse(rest, &[PROMPT, "to until"])?;
                 let to = a.to.iter().map(|p| Ok(self.pod(p)?.id)).collect::<Result<Vec<_>, String>>()?;
@@ -59,6 +77,11 @@ impl World {
                 if self.index.forget(rest) { "forgotten" } else { "not known" }
             )]),
             "expire" => Ok(vec![format!("{} expired", self.index.expire(number(rest)?))]),
+            "names" => {
+                let (pod, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+                let holder = self.pod(pod)?.id;
+                self.ask(&Args::parse(rest, &[PROMPT])?, |q| vec![names(&self.index.named(q, holder))])
+            }
             "dump" => self.dump(self.pod(rest)?),
             "stats" => self.stats(rest),
             _ => Err(format!("no command `{head}`")),
@@ -101,7 +124,7 @@ impl World {
                 _ => return Err(format!("no limit `{word}`")),
             }
         }
-        self.index = Index::new(config);
+        self.index = Arc::new(Index::new(config));
         self.limited = true;
         Ok(())
     }
@@ -271,4 +294,11 @@ fn show(s: &Score, query: &Query<'_>, a: &Args<'_>) -> String {
         line += &format!(" with_items={}", s.mm_matched);
     }
     line
+}
+
+/// Positions whose names are known, those that the pod has in brackets.
+fn names(named: &[kvindex::Named]) -> String {
+    let position = |n: &kvindex::Named| if n.held { format!("[{}]", n.block) } else { n.block.to_string() };
+    let all: Vec<String> = named.iter().map(position).collect();
+    if all.is_empty() { "no names".to_owned() } else { all.join(" ") }
 }

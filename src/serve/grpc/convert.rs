@@ -123,6 +123,38 @@ fn read_prompt(
     Ok(Arc::new(read))
 }
 
+/// A prompt as a message, and the block size that goes with it. `indexed` is llm-d's algorithm that the
+/// index also names its blocks by, if any.
+pub(super) fn write_prompt(prompt: &OwnedPrompt, indexed: Option<Algo>) -> (kv::Prompt, u32) {
+    use kv::prompt::Key;
+
+    let hashes =
+        |kind: kv::HashKind, hashes: Vec<u64>| Key::Hashes(kv::BlockHashes { kind: kind.into(), hashes });
+    let key = match &prompt.key {
+        PromptKey::Tokens(ids) => {
+            Key::TokenIdsLe(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>().into())
+        }
+        PromptKey::Canonical(h) => hashes(kv::HashKind::Canonical, h.iter().map(|h| h.0).collect()),
+        PromptKey::Engine(h) => hashes(kv::HashKind::Engine, h.iter().map(|h| h.0).collect()),
+        PromptKey::Llmd(h) => {
+            let kind = match indexed {
+                Some(Algo::Xxh64) => kv::HashKind::LlmdXxh64,
+                Some(Algo::CborFnv) | None => kv::HashKind::LlmdCborFnv,
+            };
+            hashes(kind, h.iter().map(|h| h.0).collect())
+        }
+    };
+    let item = |i: &OwnedItem| kv::MmItem { hash: i.identifier.clone(), offset: i.offset, length: i.length };
+    let prompt_message = kv::Prompt {
+        key: Some(key),
+        lora_name: prompt.lora.clone().unwrap_or_default(),
+        cache_salt: prompt.cache_salt.clone().unwrap_or_default(),
+        mm_items: prompt.items.iter().map(item).collect(),
+        continues: String::new(),
+    };
+    (prompt_message, prompt.block_size.unwrap_or(0))
+}
+
 fn read_token_ids(bytes: &Bytes) -> Result<Vec<u32>, AskError> {
     let (ids, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {
@@ -207,6 +239,7 @@ pub(super) fn endpoint_score(
         speculative_blocks: if speculative { score.speculative } else { 0 },
         mm_match_blocks: score.mm_matched,
         freshness: Some(freshness(&view.freshness, now)),
+        distrusted_blocks: view.held_back.map_or(0, |h| h.blocks),
         suspect_blocks: if score.suspect > score.cached { score.suspect } else { 0 },
     }
 }

@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_server::IndexService;
+use kvproto::rpc::kv::peer_news::News;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::convert::{Asking, non_zero, tiers};
+use super::convert::{Asking, non_zero, tiers, write_prompt};
 use super::hash_spec::hash_spec;
+use super::outcome;
 use super::score::{apart, fitting, score};
 use super::stream::answers;
 use crate::serve::ask::Located;
 use crate::serve::prompt::PromptKey;
-use crate::serve::routing::Endpoint;
-use crate::serve::{AskError, Service};
+use crate::serve::routing::{Endpoint, Recorded};
+use crate::serve::{AskError, Service, Told};
 
 /// The service.
 pub(super) struct IndexApi {
@@ -64,22 +66,7 @@ impl IndexService for IndexApi {
         &self,
         request: Request<kv::RecordRoutingRequest>,
     ) -> Result<Response<kv::RecordRoutingResponse>, Status> {
-        let kv::RecordRoutingRequest { request_id, model, tenant_id, prompt, endpoints, ttl_ms, block_size } =
-            request.into_inner();
-        let asking = Asking::new(&self.service, tenant_id, model, prompt, block_size)?;
-        if matches!(asking.prompt.key, PromptKey::Engine(_)) {
-            let why =
-                "an engine's own hashes do not name the blocks to come; send token ids or canonical hashes";
-            return Err(AskError::invalid("hashes", why).into());
-        }
-        let endpoints =
-            endpoints.into_iter().map(|e| Endpoint { instance: e.instance_id, rank: e.dp_rank }).collect();
-        let ttl = non_zero(ttl_ms).map(|ms| Duration::from_millis(ms.into()));
-        let service = Arc::clone(&self.service);
-        let recorded = fitting(asking.prompt.key.len(), move || {
-            asking.lend(|query| service.record_routing(&request_id, query, endpoints, ttl))
-        })
-        .await?;
+        let recorded = record_routing(&self.service, request.into_inner(), Told::ByClient).await?;
         Ok(Response::new(kv::RecordRoutingResponse {
             recorded_blocks: u32::try_from(recorded.blocks).unwrap_or(u32::MAX),
             missing_endpoints: recorded
@@ -94,8 +81,27 @@ impl IndexService for IndexApi {
         &self,
         request: Request<kv::ForgetRoutingRequest>,
     ) -> Result<Response<kv::ForgetRoutingResponse>, Status> {
-        let found = self.service.forget_routing(&request.into_inner().request_id)?;
+        let request = request.into_inner();
+        let found = self.service.forget_routing(&request.request_id)?;
+        self.service.peers.outbox.tell(&kv::PeerNews { news: Some(News::Forgotten(request)) });
         Ok(Response::new(kv::ForgetRoutingResponse { found }))
+    }
+
+    async fn report_outcome(
+        &self,
+        request: Request<kv::ReportOutcomeRequest>,
+    ) -> Result<Response<kv::ReportOutcomeResponse>, Status> {
+        let service = Arc::clone(&self.service);
+        let request = request.into_inner();
+        // The prompt is asked about again, and it may be long.
+        Ok(Response::new(apart(move || outcome::report(&service, request)).await?))
+    }
+
+    async fn report_outcomes(
+        &self,
+        request: Request<Streaming<kv::ReportOutcomeRequest>>,
+    ) -> Result<Response<kv::ReportOutcomesResponse>, Status> {
+        Ok(Response::new(outcome::reports(&self.service, request.into_inner()).await?))
     }
 
     async fn get_hash_spec(
@@ -104,6 +110,38 @@ impl IndexService for IndexApi {
     ) -> Result<Response<kv::HashSpec>, Status> {
         Ok(Response::new(hash_spec(&self.service, request.into_inner())?))
     }
+}
+
+/// Notes a routing, and tells the other replicas of it where a client said so.
+pub(crate) async fn record_routing(
+    service: &Arc<Service>,
+    request: kv::RecordRoutingRequest,
+    told: Told,
+) -> Result<Recorded, Status> {
+    let again = (told == Told::ByClient && !service.peers.outbox.is_idle()).then(|| request.clone());
+    let kv::RecordRoutingRequest { request_id, model, tenant_id, prompt, endpoints, ttl_ms, block_size } =
+        request;
+    let asking = Asking::new(service, tenant_id, model, prompt, block_size)?;
+    if matches!(asking.prompt.key, PromptKey::Engine(_)) {
+        let why = "an engine's own hashes do not name the blocks to come; send token ids or canonical hashes";
+        return Err(AskError::invalid("hashes", why).into());
+    }
+    let endpoints =
+        endpoints.into_iter().map(|e| Endpoint { instance: e.instance_id, rank: e.dp_rank }).collect();
+    let ttl = non_zero(ttl_ms).map(|ms| Duration::from_millis(ms.into()));
+    let prompt = Arc::clone(&asking.prompt);
+    let noting = Arc::clone(service);
+    let recorded = fitting(prompt.key.len(), move || {
+        asking.lend(|query| noting.record_routing(&request_id, query, endpoints, ttl))
+    })
+    .await?;
+    if let Some(again) = again {
+        // A score token means nothing elsewhere: the prompt itself is told.
+        let (prompt, block_size) = write_prompt(&prompt, service.index.config().llmd.map(|l| l.algo()));
+        let routed = kv::RecordRoutingRequest { prompt: Some(prompt), block_size, ..again };
+        service.peers.outbox.tell(&kv::PeerNews { news: Some(News::Routed(routed)) });
+    }
+    Ok(recorded)
 }
 
 fn placements(located: Located) -> impl Iterator<Item = kv::BlockPlacement> + Send {

@@ -9,11 +9,11 @@ use kvproto::rpc::kv::ingest_service_server::IngestService;
 use tonic::{Request, Response, Status};
 
 use super::convert::{freshness, non_empty, non_zero, or_default_tenant, tier};
+use super::outcome;
 use super::score::apart;
-use crate::ingest::RegisterError;
 use crate::publisher::{EngineType, HashAlgo, PublisherSpec, PublisherStatus, Selector};
 use crate::registration::{HashSeed, Registration};
-use crate::serve::{AskError, Service, endpoint};
+use crate::serve::{AskError, Service};
 
 /// The service.
 pub(super) struct IngestApi {
@@ -35,9 +35,9 @@ impl IngestService for IngestApi {
         let message =
             request.into_inner().publisher.ok_or_else(|| AskError::invalid("publisher", "missing"))?;
         let spec = read_spec(message)?;
-        let publishers = Arc::clone(&self.service.publishers);
+        let service = Arc::clone(&self.service);
         // The registration is on disk before it is answered.
-        let registered = apart(move || publishers.register(spec)).await?;
+        let registered = apart(move || service.register(spec)).await?;
         Ok(Response::new(kv::RegisterPublisherResponse { replaced: registered.replaced }))
     }
 
@@ -55,15 +55,8 @@ impl IngestService for IngestApi {
             instance_id,
             dp_rank,
         };
-        let publishers = Arc::clone(&self.service.publishers);
-        let removed = apart(move || {
-            let mut removed = publishers.unregister(&selector)?;
-            if let Some(instance_id) = endpoint::other_form(&selector.instance_id) {
-                removed.extend(publishers.unregister(&Selector { instance_id, ..selector })?);
-            }
-            Ok::<Vec<PublisherSpec>, RegisterError>(removed)
-        })
-        .await?;
+        let service = Arc::clone(&self.service);
+        let removed = apart(move || service.unregister(&selector)).await?;
         Ok(Response::new(kv::UnregisterPublisherResponse {
             removed: removed.iter().map(write_spec).collect(),
         }))
@@ -81,7 +74,8 @@ impl IngestService for IngestApi {
 }
 
 /// By the same rules as a registration over HTTP.
-fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, AskError> {
+/// A registration as a message gives it, checked.
+pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, AskError> {
     let registration = Registration {
         endpoint: Some(message.endpoint),
         replay_endpoint: Some(message.replay_endpoint),
@@ -124,7 +118,8 @@ fn name_of<T: PartialEq>(names: &[(T, &str)], is: &T) -> String {
     names.iter().find(|(t, _)| t == is).map(|(_, n)| (*n).to_owned()).unwrap_or_default()
 }
 
-fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
+/// A registration as a message.
+pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
     let text = |s: &Option<String>| s.clone().unwrap_or_default();
     kv::PublisherSpec {
         tenant_id: spec.tenant_id.clone(),
@@ -145,8 +140,11 @@ fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
     }
 }
 
-fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
+/// A publisher and how it is doing, as others read it.
+pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
     let held = service.index.holder_stats(status.holder).unwrap_or_default();
+    let account = service.publishers.account(status.holder);
+    let (tally, distrusted) = account.map(|a| a.tally(now)).unwrap_or_default();
     kv::PublisherStatus {
         spec: Some(write_spec(&status.spec)),
         freshness: Some(freshness(&status.freshness, now)),
@@ -162,6 +160,12 @@ fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv
         last_error: status.last_error.clone().unwrap_or_default(),
         observed_block_size: held.block_size,
         suspect_blocks: held.suspect,
+        losses: status.losses,
+        misranked: status.misranked,
+        outcomes: outcome::counts(&tally),
+        too_low_tokens: tally.too_low.tokens,
+        too_high_tokens: tally.too_high.tokens,
+        distrusted_blocks: distrusted as u64,
         events_skipped: status.events_skipped,
         by_tier: Tier::ALL
             .into_iter()

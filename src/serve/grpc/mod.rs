@@ -10,6 +10,7 @@ mod hash_spec;
 mod index;
 mod ingest;
 mod llmd;
+mod outcome;
 mod score;
 mod stream;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use kvproto::rpc::indexer::indexer_service_server::IndexerServiceServer;
 use kvproto::rpc::kv::admin_service_server::AdminServiceServer;
 use kvproto::rpc::kv::index_service_server::IndexServiceServer;
 use kvproto::rpc::kv::ingest_service_server::IngestServiceServer;
+use kvproto::rpc::kv::peer_service_server::PeerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tonic::transport::Server;
@@ -31,7 +33,11 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+pub(crate) use index::record_routing;
+pub(crate) use ingest::{read_spec, write_spec};
+
 use super::Service;
+use crate::peers::api::PeerApi;
 
 /// Names that `grpc.health.v1` knows besides "" (the process).
 const LIVENESS: &str = "liveness";
@@ -87,6 +93,9 @@ pub async fn serve(
             IndexerServiceServer::new(llmd::LlmdApi::new(Arc::clone(&service)))
                 .max_decoding_message_size(most),
         )
+        .add_service(
+            PeerServiceServer::new(PeerApi::new(Arc::clone(&service))).max_decoding_message_size(most),
+        )
         .add_service(health_service)
         .add_service(reflection().build_v1().context("build reflection v1")?)
         .add_service(reflection().build_v1alpha().context("build reflection v1alpha")?);
@@ -106,6 +115,7 @@ pub async fn serve(
         served = server => served.context("serve gRPC"),
         () = grace => Ok(()),
         () = service.expire_routings() => Ok(()),
+        () = service.review_outcomes() => Ok(()),
         () = follow_readiness(&service, &health) => Ok(()),
     }
 }

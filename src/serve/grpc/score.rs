@@ -5,9 +5,11 @@ use std::time::Instant;
 
 use kvindex::Score;
 use kvproto::rpc::kv;
+use smallvec::SmallVec;
 use tonic::Status;
 
 use super::convert::{Asking, endpoint_score, non_zero, read_weights};
+use crate::outcome::predictions::RequestName;
 use crate::serve::{AskError, Asked, Service};
 
 /// Prompts of more tokens are looked up on a thread of their own, so that the short ones
@@ -51,6 +53,7 @@ impl Scoring {
     }
 
     fn answer(self, service: &Service) -> Result<kv::ScoreResponse, AskError> {
+        let began = Instant::now();
         let asked = self.asking.lend(|q| service.ask(q))?;
         let now = Instant::now();
         let prompt = &self.asking.prompt;
@@ -60,6 +63,7 @@ impl Scoring {
         } else {
             None
         };
+        self.remember(service, score_token.as_deref(), &asked, began);
         Ok(kv::ScoreResponse {
             seq: self.seq,
             request_id: self.request_id,
@@ -75,6 +79,20 @@ impl Scoring {
             error_code: 0,
             error_message: String::new(),
         })
+    }
+}
+
+impl Scoring {
+    /// Keeps what was said of a request that has a name, to be compared with its outcome. Where only
+    /// the first blocks were looked at, nothing was said of the whole.
+    fn remember(&self, service: &Service, token: Option<&str>, asked: &Asked, began: Instant) {
+        let id = Some(self.request_id.as_str()).filter(|id| !id.is_empty()).map(RequestName::Id);
+        let names: SmallVec<[RequestName<'_>; 2]> =
+            id.into_iter().chain(token.map(RequestName::Token)).collect();
+        if !names.is_empty() && self.asking.max_blocks.is_none() {
+            let Asking { tenant, model, prompt, .. } = &self.asking;
+            service.remember(&names, tenant, model, prompt, asked, began);
+        }
     }
 }
 

@@ -14,8 +14,11 @@ use super::Http;
 use super::error::{Refusal, json};
 use super::params::{Filter, Params, read};
 use crate::metrics;
+use crate::outcome::Verdict;
+use crate::outcome::tally::Tally;
 use crate::publisher::{EngineType, PublisherSpec, PublisherState, PublisherStatus};
 use crate::serve::endpoint;
+use crate::warmup::Stage;
 
 /// A row of `/publishers`.
 #[derive(Serialize)]
@@ -55,11 +58,16 @@ struct PublisherRow<'a> {
     dropped: u64,
     queued: u64,
     blocks: u64,
+    losses: u64,
+    /// What came of predictions whose outcome was reported, by verdict.
+    outcomes: BTreeMap<&'static str, u64>,
+    /// Blocks that do not count, because reported outcomes contradict them.
+    distrusted_blocks: usize,
     last_error: Option<&'a str>,
 }
 
 impl<'a> PublisherRow<'a> {
-    fn new(status: &'a PublisherStatus, held: HolderStats, now: Instant) -> Self {
+    fn new(status: &'a PublisherStatus, held: HolderStats, outcomes: (Tally, usize), now: Instant) -> Self {
         let spec = &status.spec;
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_millis() as u64);
         PublisherRow {
@@ -92,6 +100,9 @@ impl<'a> PublisherRow<'a> {
             dropped: status.dropped,
             queued: status.queued,
             blocks: held.blocks,
+            losses: status.losses,
+            outcomes: Verdict::ALL.into_iter().map(|v| (v.name(), outcomes.0.of(v))).collect(),
+            distrusted_blocks: outcomes.1,
             last_error: status.last_error.as_deref(),
         }
     }
@@ -105,7 +116,11 @@ pub(super) async fn publishers(
     let list = listed(&http, &read(params)?);
     let now = Instant::now();
     let held = |p: &PublisherStatus| http.service.index.holder_stats(p.holder).unwrap_or_default();
-    let rows: Vec<PublisherRow<'_>> = list.iter().map(|p| PublisherRow::new(p, held(p), now)).collect();
+    let outcomes = |p: &PublisherStatus| {
+        http.service.publishers.account(p.holder).map(|a| a.tally(now)).unwrap_or_default()
+    };
+    let rows: Vec<PublisherRow<'_>> =
+        list.iter().map(|p| PublisherRow::new(p, held(p), outcomes(p), now)).collect();
     Ok(json(StatusCode::OK, &rows))
 }
 
@@ -180,13 +195,27 @@ pub(super) async fn healthz() -> Response {
     json(StatusCode::OK, &Health { status: "ok" })
 }
 
-/// `GET /readyz`: registrations of the last run are followed again, and kvd is not stopping.
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    warmup: &'static str,
+    /// Publishers not followed from a proven place yet.
+    waiting: usize,
+}
+
+/// `GET /readyz`: publishers are followed from a proven place, or were waited for long enough, and kvd
+/// is not stopping.
 pub(super) async fn readyz(State(http): State<Arc<Http>>) -> Response {
-    if http.service.is_ready() {
-        json(StatusCode::OK, &Health { status: "ready" })
-    } else {
-        json(StatusCode::SERVICE_UNAVAILABLE, &Health { status: "not ready" })
-    }
+    let stage = http.service.stage();
+    let waiting = match stage {
+        Stage::Warming { waiting } | Stage::GivenUp { waiting } => waiting,
+        Stage::Restoring | Stage::Warm => 0,
+    };
+    let (code, status) = match http.service.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    json(code, &Readiness { status, warmup: stage.name(), waiting })
 }
 
 /// `GET /metrics`
@@ -197,6 +226,6 @@ pub(super) async fn export_metrics(State(http): State<Arc<Http>>) -> Response {
 
 /// `GET /`
 pub(super) async fn pointer() -> &'static str {
-    "kvd: POST /query /query_by_hash /register /unregister, \
+    "kvd: POST /query /query_by_hash /report_outcome /register /unregister, \
      GET /publishers /workers /dump /healthz /readyz /metrics; see docs/http.md\n"
 }

@@ -11,6 +11,7 @@ mod dump;
 mod error;
 mod hashes;
 mod inspect;
+mod outcome;
 mod params;
 mod query;
 mod register;
@@ -45,6 +46,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/unregister", post(register::unregister))
         .route("/query", post(query::by_tokens))
         .route("/query_by_hash", post(query::by_hash))
+        .route("/report_outcome", post(outcome::report))
         .route("/publishers", get(inspect::publishers))
         .route("/workers", get(inspect::workers))
         .route("/dump", get(dump::dump))

@@ -1,6 +1,7 @@
 //! How much of a prompt does every instance hold? `/query` and `/query_by_hash`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -15,6 +16,8 @@ use super::error::{Refusal, json};
 use super::hashes::Hash64;
 use super::params::{Format, Params, Shape, read_shape};
 use super::{Http, answer, body, tokens};
+use crate::outcome::predictions::RequestName;
+use crate::serve::prompt::OwnedPrompt;
 use crate::serve::{AskError, Asked, DEFAULT_TENANT, Service};
 
 /// Says, in percent, for how many of the candidates the answer is known to be exact; only where not
@@ -27,6 +30,8 @@ struct QueryBody {
     #[serde(alias = "modelname", alias = "model_name")]
     model: Option<String>,
     tenant_id: Option<String>,
+    /// Under which the outcome is reported later.
+    request_id: Option<String>,
     instance_id: Option<String>,
     block_size: Option<u32>,
     #[serde(alias = "additional_salt")]
@@ -126,7 +131,15 @@ fn respond(
         speculative: false,
         weights: service.weights,
     };
+    let request_id = non_empty(&body.request_id);
+    service.check_text("request_id", request_id.unwrap_or_default()).map_err(refuse)?;
+    let began = Instant::now();
     let asked = ask(&query).map_err(refuse)?;
+    // Of hashes it is not known what kind they are, so that what was said cannot be asked again.
+    if let (Some(id), Prompt::Tokens { .. }) = (request_id, prompt) {
+        let prompt = Arc::new(OwnedPrompt::of(prompt, body.block_size));
+        service.remember(&[RequestName::Id(id)], tenant, model, &prompt, &asked, began);
+    }
     let mut response = match shape {
         Shape::Conductor => json(StatusCode::OK, &answer::conductor(tenant, &asked)),
         Shape::Dynamo => json(StatusCode::OK, &answer::dynamo(&asked)),
@@ -171,7 +184,7 @@ fn keep_better(asked: &mut Asked, service: &Service, query: &Query<'_>) -> Resul
 }
 
 /// A refused question, by the names that the fields have here.
-fn refuse(error: AskError) -> Refusal {
+pub(super) fn refuse(error: AskError) -> Refusal {
     let field = match error.field() {
         "hashes" => "seq_hashes",
         "additional_salt" => "additionalsalt",
@@ -181,6 +194,6 @@ fn refuse(error: AskError) -> Refusal {
     Refusal::bad(field, error.to_string())
 }
 
-fn non_empty(text: &Option<String>) -> Option<&str> {
+pub(super) fn non_empty(text: &Option<String>) -> Option<&str> {
     text.as_deref().filter(|t| !t.is_empty())
 }

@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::error::{Refusal, json};
 use super::{Http, body};
 use crate::ingest::RegisterError;
-use crate::publisher::{PublisherSpec, Selector};
+use crate::publisher::Selector;
 use crate::registration::{Registration, RegistrationError};
-use crate::serve::{DEFAULT_TENANT, endpoint};
+use crate::serve::DEFAULT_TENANT;
 
 #[derive(Serialize)]
 struct Registered<'a> {
@@ -32,9 +32,9 @@ pub(super) async fn register(State(http): State<Arc<Http>>, request: Request) ->
     let arrived = http.bodies.read(request).await?;
     let spec = body::parse::<Registration>(&arrived.bytes)?.check().map_err(refuse)?;
     let instance_id = spec.instance_id.clone();
-    let publishers = Arc::clone(&http.service.publishers);
+    let service = Arc::clone(&http.service);
     // The registration is on disk before it is answered.
-    off_the_loop(move || publishers.register(spec)).await?.map_err(refuse_by_ingest)?;
+    off_the_loop(move || service.register(spec)).await?.map_err(refuse_by_ingest)?;
     Ok(json(StatusCode::OK, &Registered { status: "registered successfully", instance_id: &instance_id }))
 }
 
@@ -50,14 +50,8 @@ pub(super) async fn unregister(State(http): State<Arc<Http>>, request: Request) 
         dp_rank: who.dp_rank,
         instance_id,
     };
-    let publishers = Arc::clone(&http.service.publishers);
-    let removed = off_the_loop(move || {
-        let mut removed = publishers.unregister(&selector)?;
-        if let Some(instance_id) = endpoint::other_form(&selector.instance_id) {
-            removed.extend(publishers.unregister(&Selector { instance_id, ..selector })?);
-        }
-        Ok::<Vec<PublisherSpec>, _>(removed)
-    });
+    let service = Arc::clone(&http.service);
+    let removed = off_the_loop(move || service.unregister(&selector));
     let removed = removed.await?.map_err(refuse_by_ingest)?;
     let removed_instances =
         removed.iter().map(|p| format!("{}|{}|{}", p.instance_id, p.tenant_id, p.dp_rank)).collect();
@@ -84,7 +78,7 @@ fn refuse_by_ingest(error: RegisterError) -> Refusal {
             (StatusCode::BAD_REQUEST, field)
         }
         RegisterError::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "instance_id"),
-        RegisterError::Store(_) => {
+        RegisterError::Catalog(_) => {
             tracing::error!(%error, "registrations are not kept");
             (StatusCode::INTERNAL_SERVER_ERROR, "data_dir")
         }

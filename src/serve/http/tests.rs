@@ -31,6 +31,7 @@ impl Kvd {
     fn start_with(limits: Limits) -> Kvd {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None).unwrap();
+        publishers.begin();
         let service = Arc::new(Service::new(index, publishers, limits, TierWeights::default()));
         Kvd { router: super::router(Arc::clone(&service)), service }
     }
@@ -115,6 +116,25 @@ async fn an_answer_gives_tokens_by_instance_tier_and_rank() {
             + r#""cached_tokens":12,"cached_tokens_dp":{"0":12,"1":8}},"10.0.0.2:8000":{"longest_matched":0,"#
             + r#""GPU":0,"CPU":0,"DISK":0,"DP":{"0":0},"cached_tokens":0,"cached_tokens_dp":{"0":0}}}}"#
     );
+}
+
+#[tokio::test]
+async fn an_outcome_is_reported_under_the_id_that_the_question_named() {
+    let kvd = Kvd::start();
+    let a = kvd.register(A, 0).await;
+    kvd.store(a, 0, 3, Tier::Gpu);
+    let tokens: Vec<u32> = (1..=13).collect();
+    kvd.post("/query", json!({"model": "m", "token_ids": tokens, "request_id": "r"})).await;
+    let report = json!({"request_id": "r", "model": "m", "instance_id": A, "cached_tokens": 12});
+    let answer = kvd.post("/report_outcome", report.clone()).await;
+    assert_eq!(answer, json!({"verdict": "exact", "predicted_tokens": 12, "tokens_now": 12}));
+    let answer = kvd.post("/report_outcome", report).await;
+    assert_eq!(answer, json!({"verdict": "repeated", "predicted_tokens": null, "tokens_now": null}));
+    let row = &kvd.get("/publishers").await[0];
+    assert_eq!((&row["outcomes"]["exact"], &row["outcomes"]["too_low"]), (&json!(1), &json!(0)));
+    let without = json!({"request_id": "r", "model": "m", "instance_id": A}).to_string();
+    let (status, field, _) = kvd.refused("POST", "/report_outcome", without).await;
+    assert_eq!((status, field.as_str()), (400, "cached_tokens"));
 }
 
 #[tokio::test]
