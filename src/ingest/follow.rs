@@ -43,6 +43,8 @@ pub trait Sink {
     fn applied(&mut self, seq: u64, ts: f64) {
         let _ = (seq, ts);
     }
+    /// Notes that what comes from now on is of another engine than what came before.
+    fn begin_life(&mut self) {}
 }
 
 /// What the follower wants of the replay socket.
@@ -351,6 +353,7 @@ impl<S: Sink> Follower<S> {
     pub(super) fn forget(&mut self, why: &str) {
         info!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), "engine restarted, learning anew");
         self.counters.restarts.add(1);
+        self.sink.begin_life();
         if self.rules.hold(Rule::ForgetOnRestart) {
             self.sink.clear();
             self.doubt_until = None;

@@ -225,8 +225,14 @@ impl Registry {
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
-        let account = Arc::new(Account::new(Arc::clone(&self.distrusted)));
-        let place = Place { index: Arc::clone(&self.index), holder, account, probe: None };
+        let place = Place {
+            index: Arc::clone(&self.index),
+            holder,
+            account: Arc::new(Account::new(Arc::clone(&self.distrusted))),
+            catalog: Arc::clone(&self.catalog),
+            key: spec.key(),
+            probe: None,
+        };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 

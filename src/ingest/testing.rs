@@ -51,7 +51,11 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         restarts: 0,
         replays: 0,
         malformed: 0,
+        losses: 0,
+        misranked: 0,
         dropped: 0,
+        losses: 0,
+        misranked: 0,
         queued: 0,
         last_error: None,
     }

@@ -266,6 +266,7 @@ fn a_restarted_engine_is_learnt_anew() {
     engine.step(0..3, any);
     kvd.is("a", PublisherState::Live, 2);
     assert_eq!((kvd.cached("a"), kvd.status("a").restarts), (3, 1));
+    assert_eq!(kvd.publishers.catalog().lives().into_values().collect::<Vec<_>>(), [1]);
 }
 
 #[test]
