@@ -38,10 +38,6 @@ pub struct Place {
     pub index: Arc<Index>,
     /// Whose place.
     pub holder: HolderId,
-    /// Where lives are counted.
-    pub catalog: Arc<Catalog>,
-    /// By which name.
-    pub key: PublisherKey,
     /// What is also told what happens, after the index.
     pub account: Arc<Account>,
     /// Where lives are counted.

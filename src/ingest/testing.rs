@@ -51,8 +51,6 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         restarts: 0,
         replays: 0,
         malformed: 0,
-        losses: 0,
-        misranked: 0,
         dropped: 0,
         losses: 0,
         misranked: 0,
