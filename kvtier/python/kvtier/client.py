@@ -15,6 +15,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from .region import Region
 
 logger = logging.getLogger(__name__)
 
+_GREET: Final = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _SEND: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -62,7 +64,7 @@ class _Lost(Exception):
 class _Session:
     """One connection: answers come in the order of their requests."""
 
-    def __init__(self, path: str, hello: Hello, region: Region | None) -> None:
+    def __init__(self, path: str, hello: Hello, region: Region | None, patience: float) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.welcome: Welcome | None = None
         self.ear = -1
@@ -82,6 +84,10 @@ class _Session:
             else:
                 frame = frames.hello(hello, region.slots, region.stride, region.offset)
                 socket.send_fds(self.socket, [frame], [region.fd], _SEND)
+            # A receive that waits for this long is one system call; all that must not wait say so.
+            self.socket.setblocking(True)
+            time_left = struct.pack("ll", int(patience), int(patience % 1 * 1e6))
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time_left)
         except OSError:
             self.socket.close()
             raise
@@ -91,7 +97,7 @@ class _Session:
         if self.welcome is not None:
             return True
         try:
-            frame, fds, flags, _ = socket.recv_fds(self.socket, FRAME_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+            frame, fds, flags, _ = socket.recv_fds(self.socket, FRAME_BYTES, 4, _GREET)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -146,16 +152,13 @@ class _Session:
         self.tell(frames.encode([int(kind), seq, *fields]), deadline)
         self._waiting.append(check)
 
-    def settle(self, deadline: float) -> None:
+    def settle(self) -> None:
         """Takes all answers that are due."""
         while self._waiting:
             try:
-                count = self.socket.recv_into(self._buffer, FRAME_BYTES, socket.MSG_DONTWAIT)
+                count = self.socket.recv_into(self._buffer)
             except BlockingIOError:
-                left = deadline - time.monotonic()
-                if left <= 0 or not select.select([self.socket], [], [], left)[0]:
-                    raise _Lost("no answer in time") from None
-                continue
+                raise _Lost("no answer in time") from None
             except OSError as error:
                 raise _Lost(str(error)) from error
             answer = self._parse(memoryview(self._buffer)[:count])
@@ -165,7 +168,7 @@ class _Session:
         """Sends a question and waits for its answer."""
         answers: list[list[Any]] = []
         self.begin(kind, fields, deadline, answers.append)
-        self.settle(deadline)
+        self.settle()
         return answers[0]
 
     def heard(self) -> bool:
@@ -226,7 +229,8 @@ class Client:
         backoff: tuple[float, float] = (0.05, 5.0),
     ) -> None:
         self._path, self._hello, self._region = path, hello, region
-        self._patience = patience
+        # None at all would mean for ever to the socket.
+        self._patience = max(patience, 0.001)
         self._least, self._most = backoff
         self._pause = self._least
         self._next_try = 0.0
@@ -257,7 +261,7 @@ class Client:
             if session is None:
                 if self._closed or time.monotonic() < self._next_try:
                     return None
-                session = self._session = _Session(self._path, self._hello, self._region)
+                session = self._session = _Session(self._path, self._hello, self._region, self._patience)
             if session.welcome is None and session.greet():
                 self.sessions += 1
                 self._pause = self._least
@@ -368,7 +372,7 @@ class Client:
         session = self._connected()
         if session is not None:
             try:
-                session.settle(self._deadline())
+                session.settle()
             except _Lost as error:
                 self._lose(error)
         unsettled, self._unsettled = self._unsettled, []

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::Timeout;
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::codec::{FrameError, Reply, decode_answer, encode_request};
@@ -91,6 +92,8 @@ impl Client {
         let flags = SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(io_error("make a socket"))?;
+        rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(to.patience))
+            .map_err(io_error("set a time"))?;
         let address = SocketAddrUnix::new(to.socket).map_err(io_error("name the socket"))?;
         rustix::net::connect(&socket, &address).map_err(io_error("connect"))?;
         let fds: Vec<BorrowedFd<'_>> = to.region.into_iter().collect();
@@ -100,7 +103,7 @@ impl Client {
             return Err(ClientError::Silent);
         }
         let mut buffer = zeros();
-        let (reply, fds) = receive(&socket, &mut buffer, to.patience)?;
+        let (reply, fds) = receive(&socket, &mut buffer)?;
         let Reply::Welcome(welcome) = reply else { return Err(ClientError::Other) };
         let mut fds = fds.into_iter();
         let ear = fds.next().ok_or(ClientError::Other)?;
@@ -128,7 +131,7 @@ impl Client {
 
     fn ask(&mut self, request: &Request<'_>) -> Result<Reply, ClientError> {
         self.send(request)?;
-        receive(&self.socket, &mut self.buffer, self.patience).map(|(reply, _)| reply)
+        receive(&self.socket, &mut self.buffer).map(|(reply, _)| reply)
     }
 
     fn next(&mut self) -> u64 {
@@ -264,21 +267,16 @@ impl Client {
     }
 }
 
-fn receive(
-    socket: &OwnedFd,
-    buffer: &mut [u8; FRAME_BYTES],
-    patience: Duration,
-) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
-    if !ready(socket, PollFlags::IN, patience)? {
-        return Err(ClientError::Silent);
-    }
-    match socket::receive(socket, buffer, RecvFlags::DONTWAIT) {
+/// Waits for the socket's own time at most.
+fn receive(socket: &OwnedFd, buffer: &mut [u8; FRAME_BYTES]) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
+    match socket::receive(socket, buffer, RecvFlags::empty()) {
         Received::Frame(bytes, fds) => match decode_answer(&buffer[..bytes])? {
             Reply::Refused { reason, text } => Err(ClientError::Refused { reason, text }),
             reply => Ok((reply, fds)),
         },
         Received::End => Err(ClientError::Gone),
-        Received::Nothing | Received::Oversized => Err(ClientError::Other),
+        Received::Nothing => Err(ClientError::Silent),
+        Received::Oversized => Err(ClientError::Other),
     }
 }
 
