@@ -38,6 +38,9 @@ pub struct PublisherSpec {
     pub hash_algo: Option<HashAlgo>,
     /// The engine's `PYTHONHASHSEED`.
     pub hash_seed: Option<String>,
+    /// The machine it runs on: with the tiers of the same node below it.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// What publishes the events, which decides how they are decoded.
@@ -51,6 +54,9 @@ pub enum EngineType {
     Sglang,
     /// The RFC #1527 envelope.
     Mooncake,
+    /// A node's tiers below its engines (`kvd tier`): no engine that requests go to.
+    #[serde(rename = "kvtier")]
+    Kvtier,
 }
 
 /// vLLM's `--prefix-caching-hash-algo`.

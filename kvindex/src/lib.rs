@@ -40,6 +40,7 @@ mod inspect;
 mod matcher;
 mod pool;
 mod profile;
+mod reach;
 pub mod reference;
 mod runs;
 mod score;
@@ -187,7 +188,7 @@ impl Index {
         let applied = pool.write(|holders, desk| {
             let holder = holders.get_mut(member.slot as usize)?.as_mut()?;
             let applied = holder.apply(batch, desk);
-            member.odd.store(holder.is_odd(), Ordering::Release);
+            member.show(holder, desk);
             if let Some(p) = holder.changed_profile() {
                 pool.set_profile(member, p);
             }
@@ -205,7 +206,7 @@ impl Index {
         pool.write(|holders, desk| {
             let Some(Some(holder)) = holders.get_mut(member.slot as usize) else { return };
             holder.reset(desk);
-            member.odd.store(false, Ordering::Release);
+            member.show(holder, desk);
             member.partial.store(false, Ordering::Relaxed);
             if let Some(p) = holder.changed_profile() {
                 pool.set_profile(&member, p);
