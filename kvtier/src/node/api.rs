@@ -54,6 +54,16 @@ pub enum Stored {
     Size,
 }
 
+/// What was loaded from a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loads {
+    /// Blocks, by [`Tier`]: from RAM, from disk, from shared storage.
+    pub blocks: [u64; 3],
+    /// Bytes copied in memory on the way. What is read from disk into memory on a page boundary is
+    /// not.
+    pub copied_bytes: u64,
+}
+
 /// There is no pool for blocks of this size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
@@ -118,9 +128,18 @@ pub trait Tiers: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// What was loaded from this pool so far.
+    fn loads(&self, pool: PoolId) -> Loads {
+        let _ = pool;
+        Loads::default()
+    }
+
     /// Offers blocks, chains root first. What became of each, in their order. When this returns,
     /// the payloads are not needed any more.
     fn store(&self, pool: PoolId, blocks: &[Put<'_>]) -> Vec<Stored>;
+
+    /// Gives blocks up: their bytes may not be what they were said to be.
+    fn disown(&self, pool: PoolId, keys: &[StoreKey]);
 
     /// Copies up to `most` blocks of `chain`, from its root on, to RAM before they are asked for,
     /// and pins what is there for `ttl` ms. Not a use.

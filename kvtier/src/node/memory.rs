@@ -145,6 +145,12 @@ impl Tiers for MemoryTiers {
         blocks.iter().map(store).collect()
     }
 
+    fn disown(&self, pool: PoolId, keys: &[StoreKey]) {
+        for key in keys {
+            self.forget(pool, *key);
+        }
+    }
+
     fn prefetch(&self, pool: PoolId, chain: &[BlockId], _most: u32, ttl: u64) -> Result<PinId, PinError> {
         self.pin(pool, chain, ttl)
     }

@@ -30,7 +30,7 @@ mod tests;
 mod tiers;
 mod wire;
 
-pub use api::{OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
+pub use api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
 pub use catalog::CatalogError;
 pub use memory::MemoryTiers;
 pub use node::{Clock, MakeShared, Node, NodeConfig, NodeError, PoolUsage, Scrubbed};

@@ -328,6 +328,11 @@ impl Node {
         self.ring();
     }
 
+    /// Whether [`close`](Self::close) was called.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Writes down what has changed: payloads, then records, then how far events are true. To be
     /// called every 50 ms, say.
     ///

@@ -1,8 +1,9 @@
 //! A node, asked by engines.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use super::api::{OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
+use super::api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
 use super::node::Node;
 use crate::Lease;
 use crate::policy::BlockId;
@@ -52,6 +53,19 @@ impl Tiers for Node {
         self.at(pool)?.lease(key)
     }
 
+    fn arena(&self, pool: PoolId) -> Option<(OwnedFd, u64)> {
+        let pool = self.at(pool)?;
+        let arena = pool.arena.as_ref()?;
+        Some((arena.file().try_clone_to_owned().ok()?, arena.file_bytes()))
+    }
+
+    fn loads(&self, pool: PoolId) -> Loads {
+        let Some(pool) = self.at(pool) else { return Loads::default() };
+        let moves = lock(&pool.state).moves;
+        let copied_on_disk = pool.disk().map_or(0, |disk| disk.stats().copied);
+        Loads { blocks: moves.loaded, copied_bytes: moves.copied_bytes + copied_on_disk }
+    }
+
     fn store(&self, pool: PoolId, blocks: &[Put<'_>]) -> Vec<Stored> {
         let refused = || vec![Stored::Refused; blocks.len()];
         let Some(pool) = self.at(pool) else { return refused() };
@@ -67,6 +81,10 @@ impl Tiers for Node {
         let stored = pool.store(self.now(), blocks);
         self.ring();
         stored
+    }
+
+    fn disown(&self, pool: PoolId, keys: &[StoreKey]) {
+        self.evict(pool, keys);
     }
 
     fn prefetch(&self, pool: PoolId, chain: &[BlockId], most: u32, ttl: u64) -> Result<PinId, PinError> {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::StoreKey;
 use super::medium::{Buffer, PAGE, is_aligned};
 use super::record::Record;
-use super::store::{Held, Place, Put, Read, State, Store, lock};
+use super::store::{Get, Held, Place, Put, Read, State, Store, lock};
 use crate::policy::BlockId;
 
 /// Blocks in a row are read and written together up to so many bytes.
@@ -58,6 +58,7 @@ impl Store {
             slot[..payload.len()].copy_from_slice(payload);
             slot[payload.len()..].fill(0);
         }
+        self.count_copies(payloads.iter().map(|p| p.len()).sum());
         let written = segment.write(at, &[IoSlice::new(&buffer[..payloads.len() * self.slot_bytes()])]);
         self.keep_spare(buffer);
         written
@@ -78,8 +79,31 @@ impl Store {
         for (slot, into) in buffer.chunks(self.slot_bytes()).zip(&mut into) {
             into.copy_from_slice(&slot[..into.len()]);
         }
+        self.count_copies(into.iter().map(|p| p.len()).sum());
         self.keep_spare(buffer);
         read
+    }
+
+    /// Reads a block that did not verify once more, to memory of the store's own: the caller's may
+    /// be shared with another process, and what that does to it says nothing about the disk.
+    /// Whether it is right now.
+    pub(super) fn read_apart(&self, slot: u32, get: &mut Get<'_>, place: Place) -> io::Result<bool> {
+        let mut buffer = self.spare(1)?;
+        let bytes = self.slot_bytes();
+        let read = self.segments[self.segment_of(slot)]
+            .read(self.offset(slot), &mut [IoSliceMut::new(&mut buffer[..bytes])]);
+        let payload = &buffer[..get.into.len()];
+        let good = read.is_ok() && get.key.checksum(place.generation, payload) == place.checksum;
+        if good {
+            get.into.copy_from_slice(payload);
+            self.count_copies(payload.len());
+        }
+        self.keep_spare(buffer);
+        read.map(|()| good)
+    }
+
+    fn count_copies(&self, bytes: usize) {
+        lock(&self.state).stats.copied += bytes as u64;
     }
 
     fn offset(&self, slot: u32) -> u64 {

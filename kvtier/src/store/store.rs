@@ -15,6 +15,9 @@ use super::table::{Meta, Table};
 use super::{Backend, CommitError, LIFE_SHIFT, Layout, OpenError, PutError};
 use crate::policy::{BlockId, Owner};
 
+/// What the system calls memory that is not there.
+const EFAULT: i32 = libc::EFAULT;
+
 /// A block to store.
 #[derive(Clone, Copy, Debug)]
 pub struct Put<'a> {
@@ -73,6 +76,8 @@ pub struct Stats {
     pub corrupt: u64,
     /// Reads and writes that failed.
     pub failed: u64,
+    /// Bytes copied in memory because a payload was not on a page boundary, or was read again.
+    pub copied: u64,
 }
 
 /// Where a block is.
@@ -109,7 +114,7 @@ pub(super) struct State {
 pub struct Store {
     pub(super) layout: Layout,
     pub(super) segments: Vec<Box<dyn Segment>>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// Held while changes are written down.
     meta: Mutex<Box<dyn Meta>>,
     /// For payloads that are not on a page boundary.
@@ -217,6 +222,14 @@ impl Store {
             let mut state = lock(&self.state);
             match written {
                 Ok(()) => run.iter().for_each(|(at, place)| state.keep(&blocks[*at], *place)),
+                // The caller's memory is gone, as that of another process may be. The disk is not
+                // to blame.
+                Err(error) if error.raw_os_error() == Some(EFAULT) => {
+                    for (at, place) in run {
+                        state.slots.give(place.slot);
+                        results[*at] = Err(PutError::Io { slot: place.slot, kind: error.kind() });
+                    }
+                }
                 Err(error) => {
                     state.fail(run.iter().map(|p| p.1.slot), &error);
                     for (at, _) in run {
@@ -255,11 +268,15 @@ impl Store {
             for (at, place) in run {
                 let get = &mut blocks[*at];
                 let good = |get: &Get<'_>| get.key.checksum(place.generation, get.into) == place.checksum;
-                let mut failed = false;
-                if !(read && good(get)) {
-                    failed = self.read(place.slot, std::iter::once(&mut *get.into)).is_err();
+                let mut came = read;
+                if !read {
+                    came = self.read(place.slot, std::iter::once(&mut *get.into)).is_ok();
                 }
-                let hit = !failed && good(get);
+                let (mut hit, mut failed) = (came && good(get), false);
+                if !hit {
+                    let again = self.read_apart(place.slot, get, *place);
+                    (hit, failed) = (matches!(again, Ok(true)), again.is_err());
+                }
                 reads[*at] = lock(&self.state).conclude(get.key, *place, hit, failed);
             }
         }
