@@ -14,3 +14,4 @@ pub mod metrics;
 pub mod publisher;
 pub mod registration;
 pub mod serve;
+pub mod tier;

@@ -15,6 +15,7 @@ use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
 use kvd::serve::{Service, grpc, http};
+use kvd::tier::{TierArgs, TierConfig};
 use kvindex::Index;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +28,10 @@ const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    let (Command::Serve(args) | Command::CheckConfig(args)) = &command;
+    let args = match &command {
+        Command::Serve(args) | Command::CheckConfig(args) => args,
+        Command::Tier(args) => return tier(args),
+    };
     let config = match Config::load(args) {
         Ok(config) => config,
         Err(error) => {
@@ -40,8 +44,12 @@ fn main() -> ExitCode {
             println!("{}", summary(&config));
             Ok(())
         }
-        Command::Serve(_) => start(config),
+        Command::Serve(_) | Command::Tier(_) => start(config),
     };
+    ended(done)
+}
+
+fn ended(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,6 +57,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `kvd tier`: a node's tiers below the GPU.
+fn tier(args: &TierArgs) -> ExitCode {
+    let config = match TierConfig::load(args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("kvd: {error}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    ended(start_log(&config.log_level, LogFormat::Text).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.context("start the runtime")?.block_on(kvd::tier::run::run(config))
+    }))
 }
 
 /// What a configuration comes to, in one line.
@@ -67,7 +90,7 @@ fn summary(config: &Config) -> String {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    start_log(&config)?;
+    start_log(&config.log_level, config.log_format)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let served = runtime.block_on(serve(config));
@@ -76,10 +99,10 @@ fn start(config: Config) -> anyhow::Result<()> {
     served
 }
 
-fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&config.log_level).context("read the log level")?;
+fn start_log(level: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(level).context("read the log level")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
+    match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }

@@ -5,7 +5,7 @@
 //! file, the file over [`Config::default`].
 
 mod file;
-mod units;
+pub(crate) mod units;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -7,3 +7,4 @@ mod hostile;
 mod recovery;
 mod shapes;
 mod support;
+mod tier;

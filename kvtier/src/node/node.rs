@@ -524,6 +524,20 @@ impl Node {
         Ok(id)
     }
 
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The number of a model's stream.
+    ///
+    /// # Errors
+    ///
+    /// Where it is new and cannot be written down.
+    pub fn stream_of(&self, model: &str) -> Result<u32, NodeError> {
+        Ok(self.streams.open_stream(model)?)
+    }
+
     /// Says which model a fingerprint in block names is of, so that its blocks are told of.
     ///
     /// # Errors

@@ -113,19 +113,25 @@ impl Streams {
         if let Some(stream) = inner.of_model.get(&fingerprint) {
             return Ok(*stream);
         }
-        let known = inner.streams.iter().position(|stream| stream.row.model == model);
-        let stream = match known {
-            Some(at) => at as u32,
-            None => {
-                let row = StreamRow { model: model.to_owned(), first: 0, settled: 0 };
-                let at = inner.streams.len() as u32;
-                self.catalog.set_stream(at, &row)?;
-                inner.streams.push(Stream { row, next: 0, changes: 0, unlogged: 0 });
-                at
-            }
-        };
+        let stream = self.stream(inner, model)?;
         inner.of_model.insert(fingerprint, stream);
         Ok(stream)
+    }
+
+    /// The number of a model's stream.
+    pub fn open_stream(&self, model: &str) -> Result<u32, CatalogError> {
+        self.stream(&mut lock(&self.inner), model)
+    }
+
+    fn stream(&self, inner: &mut Inner, model: &str) -> Result<u32, CatalogError> {
+        if let Some(at) = inner.streams.iter().position(|stream| stream.row.model == model) {
+            return Ok(at as u32);
+        }
+        let row = StreamRow { model: model.to_owned(), first: 0, settled: 0 };
+        let at = inner.streams.len() as u32;
+        self.catalog.set_stream(at, &row)?;
+        inner.streams.push(Stream { row, next: 0, changes: 0, unlogged: 0 });
+        Ok(at)
     }
 
     /// What each stream has told.
