@@ -14,4 +14,7 @@ pub mod metrics;
 pub mod publisher;
 pub mod registration;
 pub mod serve;
+pub mod snapshot;
+pub mod state;
 pub mod tier;
+pub mod warmup;

@@ -11,6 +11,8 @@ use kvproto::Tier;
 
 use crate::publisher::{PublisherState, PublisherStatus};
 use crate::serve::{Histogram, Service};
+use crate::snapshot::Runner;
+use crate::warmup::Stage;
 
 /// The `Content-Type` of what [`render`] returns.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -61,6 +63,7 @@ struct Snapshot<'s> {
     totals: crate::ingest::Totals,
     index: kvindex::IndexStats,
     publishers: Vec<Publisher<'s>>,
+    snapshots: crate::snapshot::Shown,
 }
 
 /// One publisher at that moment.
@@ -101,6 +104,38 @@ pub const METRICS: &[Metric] = &[
     },
     gauge("kvd_uptime_seconds", "Since the start.", |s| s.service.started.elapsed().as_secs_f64()),
     gauge("kvd_ready", "1 when schedulers should ask here.", |s| f64::from(u8::from(s.service.is_ready()))),
+    gauge("kvd_incarnation", "How often kvd was started on its data directory.", |s| {
+        s.service.publishers.catalog().incarnation() as f64
+    }),
+    counter("kvd_catalog_set_aside_total", "Damaged catalogs set aside.", |s| {
+        f64::from(u8::from(s.service.publishers.catalog().set_aside().is_some()))
+    }),
+    counter("kvd_catalog_write_errors_total", "Writes of the catalog that failed.", |s| {
+        s.service.publishers.catalog().write_errors() as f64
+    }),
+    gauge("kvd_warm", "1 when every publisher is followed from a proven place.", |s| {
+        f64::from(u8::from(s.service.stage() == Stage::Warm))
+    }),
+    gauge("kvd_restored_publishers", "Publishers that went on from a snapshot at the start.", |s| {
+        s.service.restored.get().map_or(0.0, |r| r.publishers as f64)
+    }),
+    gauge("kvd_restored_blocks", "Blocks that they held.", |s| {
+        s.service.restored.get().map_or(0.0, |r| r.blocks as f64)
+    }),
+    counter("kvd_snapshots_total", "Snapshots written.", |s| s.snapshots.written as f64),
+    counter("kvd_snapshot_failures_total", "Snapshots that could not be written.", |s| {
+        s.snapshots.failed as f64
+    }),
+    gauge("kvd_snapshot_age_seconds", "Since the last snapshot was begun; -1 = none yet.", |s| {
+        s.snapshots.age.map_or(-1.0, |age| age.as_secs_f64())
+    }),
+    gauge("kvd_snapshot_bytes", "Size of the last snapshot.", |s| s.snapshots.bytes as f64),
+    gauge("kvd_snapshot_seconds", "How long the last snapshot took.", |s| s.snapshots.took.as_secs_f64()),
+    gauge(
+        "kvd_snapshot_pause_seconds",
+        "How long a publisher's batches waited for the last snapshot, at most.",
+        |s| s.snapshots.longest_pause.as_secs_f64(),
+    ),
     gauge("kvd_resident_memory_bytes", "Memory of the process that is in RAM.", |_| resident_bytes()),
     Metric {
         name: "kvd_query_seconds",
@@ -224,6 +259,7 @@ pub fn render(service: &Service) -> String {
         totals: service.publishers.totals(),
         index: service.index.stats(),
         publishers: publishers.collect(),
+        snapshots: service.snapshots.get().map(Runner::shown).unwrap_or_default(),
     };
     let mut out = String::with_capacity(8 << 10);
     for metric in METRICS {

@@ -43,6 +43,19 @@ pub struct PublisherSpec {
     pub node: Option<String>,
 }
 
+/// Whom a registration is of: there is one per tenant, model, instance and rank.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PublisherKey {
+    /// Tenant.
+    pub tenant_id: String,
+    /// Model name.
+    pub model: String,
+    /// What a scheduler routes to.
+    pub instance_id: String,
+    /// Data-parallel rank.
+    pub dp_rank: u32,
+}
+
 /// What publishes the events, which decides how they are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EngineType {
@@ -147,6 +160,16 @@ pub struct Selector {
 }
 
 impl PublisherSpec {
+    /// Whom this is of.
+    pub fn key(&self) -> PublisherKey {
+        PublisherKey {
+            tenant_id: self.tenant_id.clone(),
+            model: self.model.clone(),
+            instance_id: self.instance_id.clone(),
+            dp_rank: self.dp_rank,
+        }
+    }
+
     /// Whether `selector` means this publisher.
     pub fn matches(&self, s: &Selector) -> bool {
         self.tenant_id == s.tenant_id

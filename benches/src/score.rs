@@ -120,6 +120,7 @@ fn measure(
 fn service() -> anyhow::Result<Service> {
     let index = Arc::new(Index::new(IndexConfig::default()));
     let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None)?;
+    publishers.begin();
     Ok(Service::new(index, publishers, Limits::default(), TierWeights::default()))
 }
 

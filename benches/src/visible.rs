@@ -57,6 +57,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
 
     let index = Arc::new(Index::new(IndexConfig::default()));
     let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None)?;
+    publishers.begin();
     let mut pods = (0..args.pods).map(Pod::open).collect::<anyhow::Result<Vec<_>>>()?;
     for pod in &pods {
         publishers.register(pod.spec())?;

@@ -63,7 +63,7 @@ impl Index {
                 .chain(suspects.iter().map(|m| &**m))
                 .map(|m| m.slot as usize)
                 .collect();
-            if let Some(Some(holder)) = holders.get(slots[0]) {
+            if let Some(Some(holder)) = holders.get_mut(slots[0]) {
                 holder.begin(desk);
             }
             for event in batch.events() {

@@ -44,6 +44,7 @@ mod reach;
 pub mod reference;
 mod runs;
 mod score;
+pub mod snapshot;
 pub mod types;
 mod walk;
 

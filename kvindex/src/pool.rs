@@ -165,6 +165,20 @@ impl Forests {
             .or_else(|| (self.all.len() < MAX_DOMAINS).then(|| self.add(Kind::Chained)))
     }
 
+    /// A domain for blocks that come all at once, of those not `taken`: `wanted` where nobody told
+    /// anything there yet, else another of that kind, one that nobody is in, or a new one.
+    pub fn unclaimed(&self, wanted: usize, taken: impl Fn(usize) -> bool) -> Option<usize> {
+        let untold = |d: &usize| !self.get(*d).is_used() && !taken(*d);
+        let empty = |d: &usize| self.members(*d).load(Ordering::Relaxed) == 0 && !taken(*d);
+        let room = self.all.len() < MAX_DOMAINS;
+        self.domains()
+            .find(|d| *d == wanted && untold(d))
+            .or_else(|| (wanted == self.all.len() && room).then(|| self.add(Kind::Chained)))
+            .or_else(|| self.domains().find(untold))
+            .or_else(|| self.domains().find(empty))
+            .or_else(|| room.then(|| self.add(Kind::Chained)))
+    }
+
     /// Whether any block that stands for itself is known.
     pub fn has_canonical(&self) -> bool {
         self.get(CANONICAL).is_used()

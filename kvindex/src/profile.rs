@@ -75,7 +75,7 @@ pub(crate) struct Profile {
     /// Tokens per block of the hash chain; 0 before the first store.
     pub block_size: u32,
     /// Whether `block_size` comes from a full-attention group, which has the last word.
-    block_size_is_full: bool,
+    pub block_size_is_full: bool,
     /// Every block size seen, the first one first: those of full-attention groups where there
     /// are any, because a window group's larger blocks are not what the chain is made of.
     pub sizes: SmallVec<[u32; 2]>,

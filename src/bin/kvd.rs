@@ -2,20 +2,22 @@
 //!
 //! Exit codes: 0 told to stop, 1 could not start or go on, 2 wrong usage or configuration.
 
-use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
-use kvd::serve::{Service, grpc, http};
+use kvd::serve::{Restored, Service, grpc, http};
+use kvd::snapshot::{Files, Runner};
+use kvd::state::Catalog;
 use kvd::tier::{TierArgs, TierConfig};
+use kvd::warmup::Stage;
 use kvindex::Index;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +27,12 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 const UNUSABLE: u8 = 2;
+/// How often warming up is looked at while it goes on, and afterwards.
+const EAGER: Duration = Duration::from_millis(20);
+const CALM: Duration = Duration::from_secs(1);
+
+/// How long the catalog may hold something back.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
@@ -115,23 +123,33 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     raise_file_limit(config.ingest.max_publishers);
-    match &config.data_dir {
-        Some(dir) => check_data_dir(dir)?,
-        None => info!("no data directory: registrations are kept in memory only"),
-    }
+    let catalog = match &config.data_dir {
+        Some(dir) => Catalog::open(dir)?,
+        None => {
+            info!("no data directory: registrations are kept in memory only");
+            Catalog::in_memory()
+        }
+    };
+    let catalog = Arc::new(catalog);
     let grpc_listener = listen("gRPC", "--grpc-listen", &config.grpc_listen).await?;
     let http_listener = listen("HTTP", "--http-listen", &config.http_listen).await?;
     let grpc_at = grpc_listener.local_addr().context("read the gRPC address")?;
     let http_at = http_listener.local_addr().context("read the HTTP address")?;
 
     let index = Arc::new(Index::new(config.index));
-    let publishers = Publishers::start(Arc::clone(&index), config.ingest, config.data_dir.clone())
+    let publishers = Publishers::start(Arc::clone(&index), config.ingest, Some(Arc::clone(&catalog)))
         .context("start ingest")?;
     for spec in config.publishers {
         let who = format!("follow {} rank {} of the configuration", spec.instance_id, spec.dp_rank);
         publishers.register(spec).context(who)?;
     }
-    let service = Arc::new(Service::new(index, Arc::clone(&publishers), config.limits, config.weights));
+    let files =
+        config.data_dir.as_deref().map(|dir| Files::open(dir, Arc::clone(&catalog), config.snapshot.keep));
+    let files = files.transpose().context("use the snapshots")?;
+    let mut service =
+        Service::new(Arc::clone(&index), Arc::clone(&publishers), config.limits, config.weights);
+    service.warmup_limit = config.warmup_timeout;
+    let service = Arc::new(service);
 
     let (stop, stopping) = watch::channel(false);
     let told_to_stop = || {
@@ -148,7 +166,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         http.await;
         Ok(())
     });
-    service.set_ready(true);
+    // Answering goes on meanwhile: whoever asks is told that nothing is certain yet.
+    let restored = Arc::clone(&service);
+    let restoring = tokio::task::spawn_blocking(move || restore(&restored, files, config.snapshot.every));
+    let warming = tokio::spawn(warm_up(Arc::clone(&service)));
+    let flushing = tokio::spawn(flush_now_and_then(Arc::clone(&catalog)));
     announce(grpc_at, http_at, publishers.list().len());
 
     let ended = tokio::select! {
@@ -162,6 +184,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         return Err(anyhow!("a server ended early"));
     }
     info!("told to stop, finishing requests under way");
+    warming.abort();
     service.set_ready(false);
     stop.send_replace(true);
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -171,9 +194,51 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => warn!("told to stop again"),
         _ = interrupt.recv() => warn!("told to stop again"),
     }
-    tokio::task::spawn_blocking(move || publishers.stop()).await.context("stop ingest")?;
+    flushing.abort();
+    restoring.await.context("restore")?.context("start snapshots")?;
+    let stopped = tokio::task::spawn_blocking(move || {
+        publishers.stop();
+        if let Some(snapshots) = service.snapshots.get() {
+            snapshots.finish();
+        }
+        catalog.sync()
+    });
+    stopped.await.context("stop ingest")?.context("keep the last state")?;
     info!("stopped");
     Ok(())
+}
+
+/// Puts back what is known from before, lets publishers be followed from there, and begins to write
+/// snapshots.
+fn restore(service: &Service, files: Option<Files>, every: Duration) -> std::io::Result<()> {
+    let Service { index, publishers, .. } = service;
+    let loaded = files.as_ref().and_then(|f| f.load(publishers, index));
+    let restored = match loaded {
+        Some(l) => Restored { from: "snapshot".into(), publishers: l.publishers, blocks: l.blocks },
+        None => Restored { from: "nothing".into(), ..Restored::default() },
+    };
+    publishers.begin();
+    service.restored.get_or_init(|| restored);
+    if let Some(files) = files {
+        let runner = Runner::start(files, every, Arc::clone(publishers), Arc::clone(index))?;
+        service.snapshots.get_or_init(|| runner);
+    }
+    Ok(())
+}
+
+/// Keeps an eye on warming up, and says when schedulers may ask.
+async fn warm_up(service: Arc<Service>) {
+    let mut before = Stage::Restoring;
+    loop {
+        let looking = Arc::clone(&service);
+        // The list takes locks that a registration holds while it looks names up.
+        let Ok(stage) = tokio::task::spawn_blocking(move || looking.look_at_warmup()).await else { return };
+        if stage.is_ready() && !before.is_ready() {
+            info!(stage = stage.name(), after_ms = service.uptime_ms(), "ready");
+        }
+        before = stage;
+        tokio::time::sleep(if stage == Stage::Warm { CALM } else { EAGER }).await;
+    }
 }
 
 /// The addresses, for who started kvd (standard output) and for the log.
@@ -216,14 +281,22 @@ fn raise_file_limit(publishers: usize) {
     }
 }
 
-/// Makes `dir` where it is not there, and finds out now rather than at the first registration
-/// whether it can be written.
-fn check_data_dir(dir: &Path) -> anyhow::Result<()> {
-    let probe = dir.join(".kvd-write-check");
-    let written =
-        fs::create_dir_all(dir).and_then(|()| File::create(&probe)).and_then(|_| fs::remove_file(&probe));
-    written.map_err(|error| {
-        let dir = dir.display();
-        anyhow!("data directory {dir} cannot be written: {error}; make it writable or choose another with --data-dir")
-    })
+/// Writes what the catalog holds back for the next write, where none comes.
+async fn flush_now_and_then(catalog: Arc<Catalog>) {
+    let mut failing = false;
+    loop {
+        tokio::time::sleep(FLUSH_EVERY).await;
+        let catalog = Arc::clone(&catalog);
+        let done = tokio::task::spawn_blocking(move || catalog.flush()).await;
+        match done {
+            Ok(Ok(())) => failing = false,
+            Ok(Err(error)) if !failing => {
+                warn!(%error, "cannot write the catalog, trying again");
+                failing = true;
+            }
+            Ok(Err(_)) => {}
+            // The runtime is being shut down.
+            Err(_) => return,
+        }
+    }
 }

@@ -15,6 +15,7 @@ use super::{Config, ConfigError, invalid, set};
 use crate::ingest::IngestConfig;
 use crate::registration::Registration;
 use crate::serve::Limits;
+use crate::snapshot::Schedule;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -24,6 +25,8 @@ pub(super) struct File {
     pub http_listen: Option<String>,
     pub data_dir: Option<PathBuf>,
     pub drain_timeout: Option<Time>,
+    pub warmup_timeout: Option<Time>,
+    pub snapshot: SnapshotTable,
     pub log: LogTable,
     pub index: IndexTable,
     pub limits: LimitsTable,
@@ -38,6 +41,13 @@ pub(super) struct File {
 pub(super) struct LogTable {
     pub level: Option<String>,
     pub format: Option<String>,
+}
+
+/// `[snapshot]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct SnapshotTable {
+    pub interval: Option<Time>,
+    pub keep: Option<usize>,
 }
 
 /// `[index]`
@@ -162,6 +172,14 @@ impl LimitsTable {
     }
 }
 
+impl SnapshotTable {
+    pub(super) fn apply(self, to: &mut Schedule) {
+        let SnapshotTable { interval, keep } = self;
+        set(&mut to.every, interval.map(|t| t.0));
+        set(&mut to.keep, keep);
+    }
+}
+
 impl WeightsTable {
     pub(super) fn apply(self, to: &mut TierWeights) {
         let WeightsTable { gpu, cpu, disk, shared, unknown } = self;
@@ -210,6 +228,9 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
     const DAY: u64 = 86_400_000;
     vec![
         ("drain_timeout (ms)", millis(config.drain_timeout), 0..=DAY),
+        ("warmup_timeout (ms)", millis(config.warmup_timeout), 0..=DAY),
+        ("snapshot.interval (ms)", millis(config.snapshot.every), 0..=DAY),
+        ("snapshot.keep", count(config.snapshot.keep), 1..=1000),
         ("index.max_blocks_per_publisher", count(index.max_blocks_per_holder), 1..=1 << 31),
         ("index.max_memory (bytes)", index.max_bytes, 1 << 20..=u64::MAX),
         ("index.max_speculative", count(index.max_speculative), 0..=1 << 31),

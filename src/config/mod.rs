@@ -18,7 +18,8 @@ use crate::args::Args;
 use crate::ingest::{IngestConfig, Listen};
 use crate::publisher::PublisherSpec;
 use crate::registration::{RegistrationError, check_bind, parse_engine};
-use crate::serve::Limits;
+use crate::serve::{Limits, WARMUP_LIMIT};
+use crate::snapshot::Schedule;
 use file::{File, ListenTable};
 
 /// Everything kvd is set to, checked.
@@ -32,6 +33,10 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// How long to wait for requests under way when told to stop.
     pub drain_timeout: Duration,
+    /// How long to wait after a start for publishers to be followed from a proven place.
+    pub warmup_timeout: Duration,
+    /// When the index is written down.
+    pub snapshot: Schedule,
     /// What is logged, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log_level: String,
     /// How it is logged.
@@ -64,6 +69,8 @@ impl Default for Config {
             http_listen: "0.0.0.0:8090".to_owned(),
             data_dir: None,
             drain_timeout: Duration::from_secs(5),
+            warmup_timeout: WARMUP_LIMIT,
+            snapshot: Schedule::default(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             index: IndexConfig::default(),
@@ -163,6 +170,8 @@ impl Config {
             http_listen,
             data_dir,
             drain_timeout,
+            warmup_timeout,
+            snapshot,
             log,
             index,
             limits,
@@ -174,6 +183,8 @@ impl Config {
         set(&mut self.grpc_listen, grpc_listen);
         set(&mut self.http_listen, http_listen);
         set(&mut self.drain_timeout, drain_timeout.map(|d| d.0));
+        set(&mut self.warmup_timeout, warmup_timeout.map(|d| d.0));
+        snapshot.apply(&mut self.snapshot);
         self.data_dir = data_dir.filter(|d| !d.as_os_str().is_empty());
         set(&mut self.log_level, log.level);
         if let Some(format) = log.format {

@@ -33,6 +33,8 @@ fn the_example_file_names_every_key_there_is() {
         http_listen,
         data_dir,
         drain_timeout,
+        warmup_timeout,
+        snapshot,
         log,
         index,
         limits,
@@ -42,6 +44,8 @@ fn the_example_file_names_every_key_there_is() {
         listen,
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
+    assert!(warmup_timeout.is_some());
+    assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
     assert!(matches!(
         index,

@@ -19,6 +19,7 @@ mod stats;
 mod target;
 mod term;
 mod verify;
+mod warmup;
 mod watch;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -105,6 +106,8 @@ enum Command {
     Publishers(publishers::ListArgs),
     /// Write what kvd as a whole holds and does
     Stats,
+    /// Write whether it is known again, after a start, what the engines hold
+    Warmup(warmup::WarmupArgs),
     /// Let kvd follow an engine
     Register(register::RegisterArgs),
     /// Let kvd forget an engine
@@ -171,6 +174,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Explain(args) => explain::run(global, args, out).await,
         Command::Publishers(args) => publishers::list(global, args, out).await,
         Command::Stats => stats::run(global, out).await,
+        Command::Warmup(args) => warmup::run(global, args, out).await,
         Command::Register(args) => register::register(global, args, out).await,
         Command::Unregister(args) => register::unregister(global, args, out).await,
         Command::Replay(args) => replay::run(global, args, out).await,

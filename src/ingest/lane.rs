@@ -10,9 +10,10 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use kvindex::{HolderId, Index};
 use kvproto::Batch;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::apply::Signal;
+use super::cursor::Position;
 use super::desk;
 use super::follow::{Follower, Limits, Profile, Request, Sink};
 use super::gauges::Gauges;
@@ -74,6 +75,26 @@ pub struct Lane {
     ready: Sender<Signal>,
 }
 
+/// A lane that holds still between two batches.
+pub struct Still<'l> {
+    lane: &'l Arc<Lane>,
+    follower: Option<MutexGuard<'l, Follower<Place>>>,
+}
+
+impl Still<'_> {
+    /// Where its stream stands; `None` where it has not begun.
+    pub fn position(&self) -> Option<Position> {
+        self.follower.as_ref().filter(|f| !f.is_waiting()).map(|f| f.position())
+    }
+}
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.follower = None;
+        self.lane.schedule();
+    }
+}
+
 /// What a turn left to do.
 pub struct Turn {
     /// Replay requests, in order.
@@ -83,7 +104,8 @@ pub struct Turn {
 }
 
 impl Lane {
-    /// A lane that has not been scheduled yet.
+    /// A lane that has not been scheduled yet, and that holds back what comes until it
+    /// [`begin`](Self::begin)s or [`resume`](Self::resume)s.
     pub fn new(
         spec: PublisherSpec,
         place: Place,
@@ -94,7 +116,7 @@ impl Lane {
     ) -> Lane {
         let counters = Arc::new(Counters::default());
         let holder = place.holder;
-        let follower = Follower::new(place, profile, limits.1, Arc::clone(&counters), Instant::now());
+        let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters));
         Lane {
             spec,
             holder,
@@ -154,6 +176,39 @@ impl Lane {
         }
     }
 
+    /// Begins to follow with nothing known, unless it follows already.
+    pub fn begin(self: &Arc<Self>) {
+        let mut follower = self.follower.lock();
+        if follower.is_waiting() {
+            follower.begin(Instant::now());
+        }
+        drop(follower);
+        self.schedule();
+    }
+
+    /// Goes on after a snapshot of this publisher that is in the index and ends at `position`. False
+    /// where it has begun already.
+    pub fn resume(self: &Arc<Self>, position: &Position) -> bool {
+        let mut follower = self.follower.lock();
+        let waits = follower.is_waiting();
+        if waits {
+            follower.resume(position, Instant::now());
+        }
+        drop(follower);
+        self.schedule();
+        waits
+    }
+
+    /// Whether it neither began nor went on yet.
+    pub fn is_waiting(&self) -> bool {
+        self.follower.lock().is_waiting()
+    }
+
+    /// Applies nothing while the answer lives; what comes meanwhile waits in the queue.
+    pub fn hold_still(self: &Arc<Self>) -> Still<'_> {
+        Still { lane: self, follower: Some(self.follower.lock()) }
+    }
+
     /// Drops what waits and takes nothing more.
     pub fn close(&self) {
         self.queue.lock().close();
@@ -166,7 +221,16 @@ impl Lane {
 
     /// Applies what waits, up to a limit, and lines up again if there is more.
     pub fn turn(self: &Arc<Self>) -> Turn {
-        let mut follower = self.follower.lock();
+        let Some(mut follower) = self.follower.try_lock() else {
+            // Somebody looks at it, and lines it up again when done. An apply thread must not wait for
+            // that: other lanes are in its line.
+            let mut queue = self.queue.lock();
+            queue.scheduled = false;
+            if self.follower.try_lock().is_some() {
+                self.line_up(&mut queue);
+            }
+            return Turn { requests: Vec::new(), wake_at: None };
+        };
         let items = self.queue.lock().take(TURN);
         let mut requests = Vec::new();
         desk::work(&mut follower, items, Instant::now, &mut requests, |f, waiting| self.show(f, waiting));

@@ -4,14 +4,13 @@
 //! ZMQ ─ reader.rs ─▶ lane.rs ─▶ follow.rs ─▶ kvindex::Index
 //!          │ hub.rs, route.rs:     │ cursor.rs: what came when
 //!          │ whose message?        └ repair.rs, replay.rs: what to do about a loss
-//! registry.rs: who is followed ─▶ store.rs
+//! registry.rs: who is followed ─▶ state::Catalog
 //! ```
 //!
 //! Reader threads only move messages into each publisher's bounded queue; apply threads take
 //! turns over the queues. Read `cursor`, then `follow` and `repair`: they hold the rules and
 //! have no sockets or clocks in them. `docs/ingest.md` says the same from outside.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -45,15 +44,13 @@ mod rules;
 mod socket;
 mod spec;
 mod stats;
-mod store;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use config::{IngestConfig, Listen};
 pub use stats::Totals;
-pub use store::StoreError;
 
 /// Following without sockets, threads and clocks, for the simulation in `tests/sim/`.
 #[doc(hidden)]
@@ -69,10 +66,12 @@ pub mod pure {
 }
 
 use crate::publisher::{Freshness, PublisherSpec, PublisherStatus, Selector};
+use crate::state::{Catalog, CatalogError};
 use apply::Signal;
+pub(crate) use cursor::Position;
+pub(crate) use lane::Lane;
 use reader::Readers;
 use registry::Registry;
-use store::Store;
 
 /// A registration that was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,15 +109,12 @@ pub enum RegisterError {
     },
     /// What was registered or unregistered is in force, but will not survive a restart.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Catalog(#[from] CatalogError),
 }
 
 /// Ingest that cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The registrations cannot be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
     /// A registration that was kept makes no sense any more.
     #[error("registered publisher {instance}: {error}")]
     Reload {
@@ -143,24 +139,25 @@ pub enum StartError {
 /// Everyone who is followed.
 pub struct Publishers {
     registry: Arc<Registry>,
+    catalog: Arc<Catalog>,
     readers: Arc<Readers>,
     appliers: Vec<Sender<Signal>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Publishers {
-    /// Starts the threads and follows again whoever was registered in `store`, a directory;
-    /// `None` keeps registrations in memory only.
+    /// Starts the threads and listens again to whoever is registered in `catalog`; `None` keeps
+    /// registrations in memory only. [`begin`](Self::begin) makes it follow them.
     ///
     /// # Errors
-    /// If the directory or an address to listen at cannot be used.
+    /// If an address to listen at cannot be used, or a registration that was kept makes no sense.
     pub fn start(
         index: Arc<Index>,
         config: IngestConfig,
-        store: Option<PathBuf>,
+        catalog: Option<Arc<Catalog>>,
     ) -> Result<Arc<Publishers>, StartError> {
-        let store = store.map(|directory| Store::open(&directory)).transpose()?;
-        let specs = store.as_ref().map(Store::load).transpose()?.unwrap_or_default();
+        let catalog = catalog.unwrap_or_else(|| Arc::new(Catalog::in_memory()));
+        let specs = catalog.publishers();
         let n = config.threads.max(1);
         let listens = config.listen.clone();
         let system = |e: zmq::Error| StartError::Threads(std::io::Error::from_raw_os_error(e.to_raw()));
@@ -168,7 +165,14 @@ impl Publishers {
         let readers = Arc::new(readers);
         let (appliers, signals): (Vec<_>, Vec<_>) = (0..n).map(|_| unbounded()).unzip();
         let publishers = Arc::new(Publishers {
-            registry: Arc::new(Registry::new(index, config, Arc::clone(&readers), appliers.clone(), store)),
+            registry: Arc::new(Registry::new(
+                index,
+                config,
+                Arc::clone(&readers),
+                appliers.clone(),
+                Arc::clone(&catalog),
+            )),
+            catalog,
             readers,
             appliers,
             threads: Mutex::default(),
@@ -217,6 +221,22 @@ impl Publishers {
         self.registry.unregister(selector)
     }
 
+    /// Follows in earnest from now on. Until then whoever is registered is listened to and held back,
+    /// so that a snapshot can be put in first.
+    pub fn begin(&self) {
+        self.registry.begin();
+    }
+
+    /// Every lane.
+    pub(crate) fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.registry.lanes()
+    }
+
+    /// The lane of just this registration.
+    pub(crate) fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        self.registry.lane_of(spec)
+    }
+
     /// All publishers, by tenant, model, instance and rank.
     pub fn list(&self) -> Vec<PublisherStatus> {
         self.registry.list()
@@ -230,6 +250,11 @@ impl Publishers {
     /// How far answers about each of `holders` can be trusted, in their order.
     pub fn freshness_of(&self, holders: impl Iterator<Item = HolderId>) -> Vec<Option<Freshness>> {
         self.registry.freshness_of(holders)
+    }
+
+    /// Where registrations are kept.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
     }
 
     /// Sums over all publishers, those that are gone too.

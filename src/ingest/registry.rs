@@ -21,12 +21,9 @@ use super::replay::Patience;
 use super::socket::Address;
 use super::spec::{check, holder_spec, profile};
 use super::stats::{Counter, Totals};
-use super::store::Store;
 use super::{RegisterError, Registered};
-use crate::publisher::{Freshness, PublisherSpec, PublisherState, PublisherStatus, Selector};
-
-/// Tenant, model, instance, rank.
-type Key = (String, String, String, u32);
+use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector};
+use crate::state::Catalog;
 
 /// Silence after which a replay endpoint is asked whether anything was missed.
 const CHECK_AFTER: std::time::Duration = std::time::Duration::from_secs(30);
@@ -41,7 +38,9 @@ struct Entry {
 
 #[derive(Default)]
 struct Book {
-    entries: BTreeMap<Key, Entry>,
+    /// Whether lanes begin as soon as they are registered; before, a snapshot may come for them.
+    begun: bool,
+    entries: BTreeMap<PublisherKey, Entry>,
     /// By address.
     hubs: HashMap<String, (u64, Arc<Hub>)>,
     next_hub: u64,
@@ -73,8 +72,9 @@ pub struct Registry {
     by_holder: RwLock<HashMap<HolderId, Arc<Lane>>>,
     /// Instances registered, and how often.
     pods: RwLock<HashMap<String, usize>>,
-    /// `None` = in memory only. Held while writing, so that the last writer's view is the newest.
-    store: Mutex<Option<Store>>,
+    catalog: Arc<Catalog>,
+    /// Held while writing, so that the last writer's view is the newest.
+    saving: Mutex<()>,
     /// Messages on shared sockets that belong to nobody.
     pub unclaimed: Counter,
 }
@@ -86,7 +86,7 @@ impl Registry {
         config: IngestConfig,
         readers: Arc<Readers>,
         appliers: Vec<Sender<Signal>>,
-        store: Option<Store>,
+        catalog: Arc<Catalog>,
     ) -> Registry {
         Registry {
             index,
@@ -98,7 +98,8 @@ impl Registry {
             book: Mutex::default(),
             by_holder: RwLock::default(),
             pods: RwLock::default(),
-            store: Mutex::new(store),
+            catalog,
+            saving: Mutex::default(),
             unclaimed: Counter::default(),
         }
     }
@@ -142,7 +143,7 @@ impl Registry {
         let dial = spec.endpoint.as_deref().map(Address::look_up);
         let replay = spec.replay_endpoint.as_deref().map(Address::look_up);
         let mut book = self.book.lock();
-        let key = key_of(&spec);
+        let key = spec.key();
         let known = book.entries.get(&key);
         if let Some(same) = known.filter(|e| e.lane.spec == spec) {
             return Ok(Registered { replaced: false, holder: same.lane.holder });
@@ -179,7 +180,9 @@ impl Registry {
         }
         *self.pods.write().entry(lane.spec.instance_id.clone()).or_default() += 1;
         self.by_holder.write().insert(holder, Arc::clone(&lane));
-        lane.schedule();
+        if book.begun {
+            lane.begin();
+        }
         let name = name_of(&lane.spec);
         info!(publisher = %name, holder = holder.0, replaced = replaced.is_some(), "following");
         book.entries.insert(key, Entry { lane, hub, stranger: origin == Origin::Topic });
@@ -301,12 +304,30 @@ impl Registry {
         });
     }
 
+    /// Lets everyone begin who did not go on from a snapshot, and from now on whoever is registered.
+    pub fn begin(&self) {
+        let mut book = self.book.lock();
+        book.begun = true;
+        book.entries.values().for_each(|e| e.lane.begin());
+    }
+
+    /// Every lane, in the order of their publishers.
+    pub fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.book.lock().entries.values().map(|e| Arc::clone(&e.lane)).collect()
+    }
+
+    /// The lane of just this registration.
+    pub fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+        let book = self.book.lock();
+        book.entries.get(&spec.key()).filter(|e| e.lane.spec == *spec).map(|e| Arc::clone(&e.lane))
+    }
+
     /// Stops following the publishers that `selector` means, and returns them.
     pub fn unregister(&self, selector: &Selector) -> Result<Vec<PublisherSpec>, RegisterError> {
         let mut removed = Vec::new();
         {
             let mut book = self.book.lock();
-            let keys: Vec<Key> = book
+            let keys: Vec<PublisherKey> = book
                 .entries
                 .iter()
                 .filter(|(_, e)| e.lane.spec.matches(selector))
@@ -329,13 +350,12 @@ impl Registry {
     }
 
     fn save(&self) -> Result<(), RegisterError> {
-        let store = self.store.lock();
-        let Some(store) = store.as_ref() else { return Ok(()) };
-        let specs = {
+        let _saving = self.saving.lock();
+        let specs: Vec<_> = {
             let book = self.book.lock();
             book.entries.values().filter(|e| !e.stranger).map(|e| e.lane.spec.clone()).collect()
         };
-        Ok(store.save(specs)?)
+        Ok(self.catalog.keep_publishers(&specs)?)
     }
 
     /// All publishers, by tenant, model, instance and rank.
@@ -381,10 +401,6 @@ impl Registry {
 fn unusable(lane: &Lane, field: &str, e: zmq::Error) {
     warn!(publisher = %lane.spec.instance_id, field, error = %e, "address of a registered publisher cannot be used");
     lane.note_error(format!("{field}: {e}"));
-}
-
-fn key_of(spec: &PublisherSpec) -> Key {
-    (spec.tenant_id.clone(), spec.model.clone(), spec.instance_id.clone(), spec.dp_rank)
 }
 
 /// A publisher's name in logs.

@@ -120,7 +120,7 @@ mod tests {
     fn field(spec: &PublisherSpec) -> Option<&'static str> {
         check(spec).err().map(|e| match e {
             RegisterError::Invalid { field, .. } | RegisterError::Address { field, .. } => field,
-            RegisterError::TooMany { .. } | RegisterError::Store(_) => "",
+            RegisterError::TooMany { .. } | RegisterError::Catalog(_) => "",
         })
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvindex::HolderId;
 use kvproto::engine::Engine;
 use kvproto::{Batch, Event};
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use super::follow::{Follower, Limits, Profile, Request, Sink};
 use super::message::Message;
 use super::replay::Patience;
 use super::stats::Counters;
-use crate::publisher::{EngineType, PublisherSpec};
+use crate::publisher::{EngineType, Freshness, PublisherSpec, PublisherState, PublisherStatus};
 
 /// A registration of `instance` at `endpoint` and nothing else.
 pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
@@ -33,6 +34,27 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         hash_algo: None,
         hash_seed: None,
         node: None,
+    }
+}
+
+/// A publisher that stands at `state`, of which nothing was heard.
+pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
+    let freshness =
+        Freshness { state, complete: false, last_seq: None, last_message: None, oldest_queued: None };
+    PublisherStatus {
+        spec,
+        holder: HolderId(0),
+        freshness,
+        batches: 0,
+        events: 0,
+        events_skipped: 0,
+        gaps: 0,
+        restarts: 0,
+        replays: 0,
+        malformed: 0,
+        dropped: 0,
+        queued: 0,
+        last_error: None,
     }
 }
 

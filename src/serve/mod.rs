@@ -21,21 +21,27 @@ pub mod routing;
 pub mod score_tokens;
 pub mod status;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvindex::{Index, TierWeights};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
 
 use crate::ingest::Publishers;
+use crate::snapshot::Runner;
+use crate::warmup::Stage;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
 
 /// The tenant of requests and registrations that name none.
 pub const DEFAULT_TENANT: &str = "default";
+
+/// How long warming up is waited for unless it is set.
+pub const WARMUP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Everything that answering takes; one per process, shared by all transports.
 pub struct Service {
@@ -55,7 +61,25 @@ pub struct Service {
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// What was known before the start, and how it came back.
+    pub restored: OnceLock<Restored>,
+    /// Writes down what the index holds, where there is a data directory.
+    pub snapshots: OnceLock<Runner>,
+    /// How long warming up is waited for.
+    pub warmup_limit: Duration,
+    stage: Mutex<Stage>,
     ready: watch::Sender<bool>,
+}
+
+/// Where what was known before the start came from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// "snapshot", "peer ADDRESS" or "nothing".
+    pub from: String,
+    /// Publishers that go on from there.
+    pub publishers: u64,
+    /// Blocks that they hold.
+    pub blocks: u64,
 }
 
 /// What a request may ask for. Requests beyond a limit are refused by name, never cut.
@@ -119,8 +143,28 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            restored: OnceLock::new(),
+            snapshots: OnceLock::new(),
+            warmup_limit: WARMUP_LIMIT,
+            stage: Mutex::new(Stage::Restoring),
             ready: watch::Sender::new(false),
         }
+    }
+
+    /// Looks how far warming up has come, and is ready when it has come far enough.
+    pub fn look_at_warmup(&self) -> Stage {
+        let restored = self.restored.get().is_some();
+        // Once schedulers may ask, a publisher registered later is no reason to send them away.
+        let limit = if self.stage().is_ready() { Duration::ZERO } else { self.warmup_limit };
+        let stage = Stage::of(&self.publishers.list(), restored, self.started.elapsed(), limit);
+        *self.stage.lock() = stage;
+        self.set_ready(stage.is_ready());
+        stage
+    }
+
+    /// What [`look_at_warmup`](Self::look_at_warmup) saw last.
+    pub fn stage(&self) -> Stage {
+        *self.stage.lock()
     }
 
     /// Says whether schedulers should ask here: true once the registrations of the last run are

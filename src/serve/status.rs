@@ -16,7 +16,7 @@ impl From<RegisterError> for Status {
         let code = match error {
             RegisterError::Invalid { .. } | RegisterError::Address { .. } => Code::InvalidArgument,
             RegisterError::TooMany { .. } => Code::ResourceExhausted,
-            RegisterError::Store(_) => Code::Internal,
+            RegisterError::Catalog(_) => Code::Internal,
         };
         Status::new(code, error.to_string())
     }

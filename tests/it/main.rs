@@ -1,10 +1,12 @@
 //! The real binaries on free ports, fed with recorded engine streams through real sockets.
 
 mod captures;
+mod catalog;
 mod forms;
 mod grpc;
 mod hostile;
 mod recovery;
 mod shapes;
+mod snapshots;
 mod support;
 mod tier;

@@ -1,5 +1,6 @@
 //! A kvd of one's own, and engines that publish recorded messages to it.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,9 +29,13 @@ impl Kvd {
 
     /// The same with more arguments.
     pub fn start_with(data: &Path, more: &[&str]) -> Kvd {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kvd"))
-            .args(["serve", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--data-dir"])
-            .arg(data)
+        Kvd::start_by(Command::new(env!("CARGO_BIN_EXE_kvd")), data, more)
+    }
+
+    /// The same by a command that runs what it is given.
+    pub fn start_by(mut command: Command, data: &Path, more: &[&str]) -> Kvd {
+        let mut child = command
+            .args(serve(data))
             .args(more)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -57,9 +62,34 @@ impl Kvd {
 
     /// Kills it as a crash would and starts another on the same data.
     pub fn crash_and_restart(mut self) -> Kvd {
+        self.crash();
+        Kvd::start(&self.data.clone())
+    }
+
+    /// Kills it as a crash would.
+    pub fn crash(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
-        Kvd::start(&self.data.clone())
+    }
+
+    /// Tells it to stop, as Kubernetes does, and waits until it has; it must say that all is well.
+    pub fn stop(&mut self) {
+        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("run kill");
+        assert!(told.success());
+        let status = self.child.wait().expect("wait");
+        assert!(status.success(), "{status}");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics");
+        let text = text.as_str().expect("text");
+        let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is exported")).parse().expect("a number")
     }
 
     /// Resident memory in bytes.
@@ -129,6 +159,13 @@ impl Kvd {
             self.publisher(instance).is_some_and(|p| p["last_seq"] == seq)
         });
     }
+}
+
+/// The arguments of a kvd on free ports.
+pub fn serve(data: &Path) -> Vec<&OsStr> {
+    const LISTEN: [&str; 6] =
+        ["serve", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--data-dir"];
+    LISTEN.iter().map(OsStr::new).chain([data.as_os_str()]).collect()
 }
 
 impl Drop for Kvd {

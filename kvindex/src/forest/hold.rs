@@ -19,9 +19,9 @@ use crate::profile::Mask;
 use kvproto::Tier;
 
 /// The bit of the device's group 0.
-const DEVICE: u8 = 4;
+pub(crate) const DEVICE: u8 = 4;
 /// Copies of one block in one tier and group that are told apart.
-const MAX_LEVEL: u8 = 63;
+pub(crate) const MAX_LEVEL: u8 = 63;
 
 /// A bit of a mask and a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,14 @@ impl Plane {
     fn is_inline(self) -> bool {
         self == Plane { bit: DEVICE, level: 0 }
     }
+}
+
+/// Consecutive blocks of a strand that a holder has equally often in one bit of a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    pub bit: u8,
+    pub copies: u8,
+    pub span: Span,
 }
 
 /// How many blocks a holder has.
@@ -228,6 +236,36 @@ impl Pen<'_> {
         all.sort_unstable_by_key(|p| p.level);
         let held = |p: Plane| self.view(head, look, p).held(slot, (0, look.len), look.len);
         all.into_iter().flat_map(|p| held(p).into_iter().map(move |s| (p, s))).collect()
+    }
+
+    /// The same with copies counted: ascending within a bit, each block once.
+    pub fn stretches(&self, slot: Slot, strand: u32, out: &mut Vec<Stretch>) {
+        out.clear();
+        let Some(head) = self.forest.head(strand) else { return };
+        let Some(look) = head.look(self.guard) else { return };
+        if look.planes.is_none() && planes(head.copies.load(self.guard)).is_none() {
+            // By far the most often: nothing but the device's one group.
+            let spans = look.cover.held(slot, (0, look.len), look.len);
+            out.extend(spans.iter().map(|span| Stretch { bit: DEVICE, copies: 1, span: *span }));
+            return;
+        }
+        let mut all = self.holdings(slot, strand);
+        all.sort_unstable_by_key(|(p, _)| p.bit);
+        for of_bit in all.chunk_by(|a, b| a.0.bit == b.0.bit) {
+            let mut cuts: Vec<u32> = of_bit.iter().flat_map(|(_, s)| [s.0, s.1]).collect();
+            cuts.sort_unstable();
+            cuts.dedup();
+            for cut in cuts.windows(2) {
+                let span = (cut[0], cut[1]);
+                let copies = of_bit.iter().filter(|(_, s)| s.0 <= span.0 && span.1 <= s.1).count() as u8;
+                let bit = of_bit[0].0.bit;
+                match out.last_mut() {
+                    _ if copies == 0 => {}
+                    Some(l) if (l.bit, l.copies, l.span.1) == (bit, copies, span.0) => l.span.1 = span.1,
+                    _ => out.push(Stretch { bit, copies, span }),
+                }
+            }
+        }
     }
 
     /// `slot` holds all of a new strand on the device.

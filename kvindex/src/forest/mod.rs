@@ -24,6 +24,7 @@
 
 mod budget;
 mod cover;
+mod facts;
 mod find;
 mod hold;
 mod levels;
@@ -38,12 +39,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) use budget::Loss;
 pub(crate) use cover::{Slot, Span, Spans, View, count, gaps, join};
+pub(crate) use facts::Facts;
 pub(crate) use find::{Chain, Kind, Step};
-pub(crate) use hold::{Held, Plane};
+pub(crate) use hold::{DEVICE, Held, MAX_LEVEL, Plane, Stretch};
 pub(crate) use levels::Reach;
 pub(crate) use raw::{Grown, Guard, pin, words};
 pub(crate) use store::{Clash, How, Piece, Told};
-pub(crate) use table::Place;
+pub(crate) use table::{MAX_LEN, Place};
 
 use cover::Edit;
 use raw::{Blocks, Cell, Limbo, Loaded, Retired};
@@ -223,6 +225,8 @@ pub(crate) struct Writer {
     random: u64,
     /// Those of whom somebody else called a block by the same name.
     agreed_with: rustc_hash::FxHashSet<u32>,
+    /// Whether any block ever lost its name to another.
+    renamed: bool,
 }
 
 impl Writer {

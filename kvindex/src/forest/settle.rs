@@ -50,7 +50,7 @@ impl Pen<'_> {
         self.w.bin.limbo.collect(&mut self.w.bin.strands);
     }
 
-    fn generation(&self, strand: u32) -> u32 {
+    pub(super) fn generation(&self, strand: u32) -> u32 {
         self.forest.generation(strand)
     }
 
@@ -89,6 +89,7 @@ impl Pen<'_> {
 
     /// Makes a name free that led to `place`.
     pub fn forget_name(&mut self, name: u64, place: Place) {
+        self.w.renamed = true;
         self.forest.names.remove(self.guard, name, place);
     }
 

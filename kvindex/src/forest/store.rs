@@ -32,6 +32,8 @@ pub(crate) struct Told<'a> {
     /// Whether the copies told of are on the device in group 0, so that a strand which `slot` alone
     /// holds may grow with them.
     pub device: bool,
+    /// Which of them, ascending, have a name that is another block's by now and must not be entered.
+    pub unnamed: &'a [u32],
 }
 
 /// Blocks of one strand that a store is about.
@@ -144,7 +146,8 @@ impl Pen<'_> {
         };
         let wanted = (told.names.len() - i).min(MAX_LEN - base);
         let names = &told.names[i..i + wanted];
-        let (n, taken) = self.put_names(strand, base, names);
+        let is_named = |j: usize| told.unnamed.binary_search(&((i + j) as u32)).is_err();
+        let (n, taken) = self.put_names(strand, base, names, is_named);
         if n == 0 {
             if !grows {
                 self.w.bin.strands.push(strand);
@@ -193,7 +196,13 @@ impl Pen<'_> {
 
     /// Enters names up to the first that is another block's. Until the blocks are there, readers
     /// who find an entry see that it is none.
-    fn put_names(&mut self, strand: u32, base: usize, names: &[u64]) -> (usize, Option<Place>) {
+    fn put_names(
+        &mut self,
+        strand: u32,
+        base: usize,
+        names: &[u64],
+        is_named: impl Fn(usize) -> bool,
+    ) -> (usize, Option<Place>) {
         let (forest, guard) = (self.forest, self.guard);
         let lane = forest.name_lane();
         let mut ahead = [Hash::default(); AHEAD];
@@ -204,6 +213,9 @@ impl Pen<'_> {
             let hash = ahead[j % AHEAD];
             if let Some(later) = names.get(j + AHEAD) {
                 ahead[j % AHEAD] = forest.names.prefetch(guard, *later);
+            }
+            if !is_named(j) {
+                continue;
             }
             let place = Place { strand, offset: (base + j) as u32 };
             // A name told twice in one event is not in its lane yet.

@@ -108,6 +108,7 @@ impl Holder {
             creator: self.creator,
             slot: self.slot,
             device: false,
+            unnamed: &[],
         };
         let mut pieces = Vec::new();
         desk.pen(to).store(at, &told, &mut pieces);

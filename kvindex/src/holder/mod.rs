@@ -8,6 +8,7 @@
 //! another name it moves to a domain whose names agree with its own, or to a new one ([`domain`]);
 //! once it has called another's block by the same name it stays.
 
+mod carry;
 mod domain;
 mod inspect;
 mod learn;
@@ -23,6 +24,8 @@ use crate::pool::{CANONICAL, Forests};
 use crate::profile::{Mask, Profile};
 use crate::types::{Applied, HolderSpec, HolderStats};
 
+pub(crate) use carry::{Learnt, Misfits, OddBlock, OddKnown};
+
 use odd::Odd;
 
 /// One engine.
@@ -32,6 +35,8 @@ pub(crate) struct Holder {
     slot: Slot,
     /// A number for what it tells until it is reset.
     creator: u32,
+    /// Batches since it has this number.
+    applied: u64,
     max_blocks: usize,
     /// Names blocks by llm-d's request keys too, where the deployment asks by them.
     llmd: Option<Llmd>,
@@ -103,6 +108,7 @@ impl Holder {
             spec,
             slot,
             creator: *desk.next_creator,
+            applied: 0,
             max_blocks,
             llmd,
             domain,
@@ -150,7 +156,8 @@ impl Holder {
     }
 
     /// Time goes on by a batch.
-    pub fn begin(&self, desk: &mut Desk<'_>) {
+    pub fn begin(&mut self, desk: &mut Desk<'_>) {
+        self.applied += 1;
         desk.pen(self.domain).tick();
     }
 

@@ -83,6 +83,25 @@ impl Odd {
     pub fn iter(&self) -> impl Iterator<Item = (EngineHash, &Node)> {
         self.nodes.iter().map(|(h, n)| (*h, n))
     }
+    pub fn node(&self, h: EngineHash) -> Option<&Node> {
+        self.nodes.get(&h)
+    }
+    /// All names; those that wait for one parent in their order.
+    pub fn hashes(&self) -> Vec<EngineHash> {
+        let waits = |n: &Node| matches!(n.known, Known::Orphan { .. });
+        let others = self.nodes.iter().filter(|(_, n)| !waits(n)).map(|(h, _)| *h);
+        self.waiting.values().flatten().copied().chain(others).collect()
+    }
+    pub fn ghosts(&self) -> impl Iterator<Item = EngineHash> + '_ {
+        self.ghosts.iter().copied()
+    }
+    pub fn set_ghosts(&mut self, ghosts: Vec<EngineHash>) {
+        self.ghosts = ghosts.into();
+    }
+    /// Places that have second names.
+    pub fn at_places(&self) -> impl Iterator<Item = (usize, Place)> + '_ {
+        self.at.keys().copied()
+    }
     pub fn mask_of(&self, h: EngineHash) -> Mask {
         self.nodes.get(&h).map_or(Mask::default(), |n| mask(&n.copies))
     }
@@ -102,6 +121,19 @@ impl Odd {
 
     pub fn insert(&mut self, h: EngineHash, known: Known) {
         self.nodes.insert(h, Node { known, copies: Vec::new() });
+    }
+
+    /// Adds a block that waits for its parent.
+    pub fn insert_orphan(
+        &mut self,
+        h: EngineHash,
+        parent: EngineHash,
+        seed: Seed,
+        local: LocalHash,
+        block_size: u32,
+    ) {
+        self.insert(h, Known::Orphan { parent, seed, local, block_size });
+        self.waiting.entry(parent).or_default().push(h);
     }
 
     /// Notes that `h` waits for its parent. False where it did already.
@@ -225,7 +257,7 @@ impl Holder {
         done.stored += 1;
     }
 
-    fn odd_add(&mut self, h: EngineHash, copy: Copy, times: u32, desk: &mut Desk<'_>) {
+    pub(super) fn odd_add(&mut self, h: EngineHash, copy: Copy, times: u32, desk: &mut Desk<'_>) {
         let Some(node) = self.odd.nodes.get_mut(&h) else { return };
         let before = mask(&node.copies);
         match node.copies.iter_mut().find(|(c, _)| (c.tier, c.group) == (copy.tier, copy.group)) {
@@ -447,6 +479,7 @@ impl Holder {
                 creator: self.creator,
                 slot: self.slot,
                 device: false,
+                unnamed: &[],
             };
             match self.put_one(at, &told, false, &mut pieces, desk, done) {
                 Some(Put::At(piece)) => {

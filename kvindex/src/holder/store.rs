@@ -93,6 +93,7 @@ impl Holder {
             creator: self.creator,
             slot: self.slot,
             device: copy.on_device(),
+            unnamed: &[],
         };
         let full = self.stats.blocks as usize + s.hashes.len() > self.max_blocks;
         if self.odd.is_empty() && !full {
@@ -131,6 +132,7 @@ impl Holder {
             creator: self.creator,
             slot: self.slot,
             device: copy.on_device(),
+            unnamed: &[],
         };
         let (mut i, mut at) = (0, at);
         while i < fits {
@@ -324,7 +326,7 @@ impl Holder {
     }
 
     /// A copy of a block told by name alone.
-    fn stored_name(&mut self, h: EngineHash, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
+    pub(super) fn stored_name(&mut self, h: EngineHash, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
         if self.is_full_for(h, desk) {
             done.refused += 1;
             return;
@@ -395,7 +397,14 @@ impl Holder {
     }
 
     /// One more copy of block `h` at a place that may have other names of this holder.
-    fn hold_at(&mut self, h: EngineHash, piece: Piece, copy: Copy, desk: &mut Desk<'_>, done: &mut Applied) {
+    pub(super) fn hold_at(
+        &mut self,
+        h: EngineHash,
+        piece: Piece,
+        copy: Copy,
+        desk: &mut Desk<'_>,
+        done: &mut Applied,
+    ) {
         let place = Place { strand: piece.strand, offset: piece.span.0 };
         if piece.how != How::Grown && self.odd.is_at(self.domain, place) {
             self.odd_named(h, place, Vec::new(), desk);

@@ -1,9 +1,11 @@
 //! What has a conversation brought about? Does what each line says and gives the answers.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use crate::args::{Args, number, tokens_of};
 use crate::pod::Pod;
+use crate::replant::replant;
 use kvindex::reference::Expected;
 use kvindex::{Index, IndexConfig, Prompt, Query, Score};
 use kvproto::hash::canonical::{Namespace, prompt_hashes};
@@ -13,9 +15,11 @@ const PROMPT: &str = "tail lora salt mm block deployment only max_blocks specula
 
 /// Everything a conversation has brought about.
 pub struct World {
-    index: Index,
+    index: Arc<Index>,
     pods: Vec<Pod>,
     limited: bool,
+    /// Whether routings were announced, which no snapshot has.
+    routed: bool,
     /// Scores that the reference confirmed.
     pub confirmed: Cell<u32>,
 }
@@ -23,8 +27,21 @@ pub struct World {
 impl World {
     /// An index that nobody is attached to.
     pub fn new() -> World {
-        let index = Index::new(IndexConfig::default());
-        World { index, pods: Vec::new(), limited: false, confirmed: Cell::new(0) }
+        let index = Arc::new(Index::new(IndexConfig::default()));
+        World { index, pods: Vec::new(), limited: false, routed: false, confirmed: Cell::new(0) }
+    }
+
+    /// Goes on with an index that got all it has from a snapshot of this one. False where that would
+    /// lose what is no snapshot's.
+    pub fn replant(&mut self) -> bool {
+        if self.routed {
+            return false;
+        }
+        let ids: Vec<_> = self.pods.iter().map(|p| p.id).collect();
+        let (index, ids) = replant(&self.index, &ids);
+        self.index = index;
+        self.pods.iter_mut().zip(ids).for_each(|(p, id)| p.id = id);
+        true
     }
 
     /// Does what a line says; returns the answers.
@@ -47,6 +64,7 @@ impl World {
             }
             "locate" => self.ask(&Args::parse(rest, &[PROMPT])?, |q| self.placements(q)),
             "route" => {
+                self.routed = true;
                 let (request, rest) = rest.split_once(' ').ok_or("a route needs a request's name")?;
                 let a = Args::parse(rest, &[PROMPT, "to until"])?;
                 let to = a.to.iter().map(|p| Ok(self.pod(p)?.id)).collect::<Result<Vec<_>, String>>()?;
@@ -101,7 +119,7 @@ impl World {
                 _ => return Err(format!("no limit `{word}`")),
             }
         }
-        self.index = Index::new(config);
+        self.index = Arc::new(Index::new(config));
         self.limited = true;
         Ok(())
     }

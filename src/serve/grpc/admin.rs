@@ -11,9 +11,11 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{endpoint_score, tiers};
 use super::dump::{Dump, dump};
+use super::ingest::write_status;
 use super::score::{Scoring, apart};
-use crate::publisher::PublisherState;
+use crate::publisher::{PublisherState, PublisherStatus};
 use crate::serve::{AskError, Service};
+use crate::warmup::{Stage, is_waited_for};
 
 /// The service.
 pub(super) struct AdminApi {
@@ -47,6 +49,36 @@ impl AdminService for AdminApi {
 
     async fn stats(&self, _: Request<kv::StatsRequest>) -> Result<Response<kv::StatsResponse>, Status> {
         Ok(Response::new(stats(&self.service)))
+    }
+
+    async fn get_warmup(
+        &self,
+        _: Request<kv::GetWarmupRequest>,
+    ) -> Result<Response<kv::GetWarmupResponse>, Status> {
+        Ok(Response::new(warmup(&self.service)))
+    }
+}
+
+fn warmup(service: &Service) -> kv::GetWarmupResponse {
+    let restored = service.restored.get().cloned().unwrap_or_default();
+    let now = Instant::now();
+    let waited_for = |p: &PublisherStatus| is_waited_for(&p.spec, p.freshness.state);
+    let waiting = service.publishers.list().into_iter().filter(waited_for);
+    let stage = match service.stage() {
+        Stage::Restoring => kv::WarmupStage::Restoring,
+        Stage::Warming { .. } => kv::WarmupStage::Warming,
+        Stage::Warm => kv::WarmupStage::Warm,
+        Stage::GivenUp { .. } => kv::WarmupStage::GivenUp,
+    };
+    kv::GetWarmupResponse {
+        stage: stage.into(),
+        ready: service.is_ready(),
+        uptime_ms: service.uptime_ms(),
+        limit_ms: service.warmup_limit.as_millis() as u64,
+        restored_from: restored.from,
+        restored_publishers: restored.publishers,
+        restored_blocks: restored.blocks,
+        waiting: waiting.map(|p| write_status(service, &p, now)).collect(),
     }
 }
 

@@ -151,7 +151,8 @@ fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
     }
 }
 
-fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
+/// A publisher and how it is doing, as others read it.
+pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Instant) -> kv::PublisherStatus {
     let held = service.index.holder_stats(status.holder).unwrap_or_default();
     kv::PublisherStatus {
         spec: Some(write_spec(&status.spec)),

@@ -47,6 +47,7 @@ impl Kvd {
     async fn start_with(limits: Limits) -> Kvd {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None).unwrap();
+        publishers.begin();
         let service = Arc::new(Service::new(index, publishers, limits, TierWeights::default()));
         service.set_ready(true);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -16,6 +16,7 @@ use super::params::{Filter, Params, read};
 use crate::metrics;
 use crate::publisher::{EngineType, PublisherSpec, PublisherState, PublisherStatus};
 use crate::serve::endpoint;
+use crate::warmup::Stage;
 
 /// A row of `/publishers`.
 #[derive(Serialize)]
@@ -180,13 +181,27 @@ pub(super) async fn healthz() -> Response {
     json(StatusCode::OK, &Health { status: "ok" })
 }
 
-/// `GET /readyz`: registrations of the last run are followed again, and kvd is not stopping.
+#[derive(Serialize)]
+struct Readiness {
+    status: &'static str,
+    warmup: &'static str,
+    /// Publishers not followed from a proven place yet.
+    waiting: usize,
+}
+
+/// `GET /readyz`: publishers are followed from a proven place, or were waited for long enough, and kvd
+/// is not stopping.
 pub(super) async fn readyz(State(http): State<Arc<Http>>) -> Response {
-    if http.service.is_ready() {
-        json(StatusCode::OK, &Health { status: "ready" })
-    } else {
-        json(StatusCode::SERVICE_UNAVAILABLE, &Health { status: "not ready" })
-    }
+    let stage = http.service.stage();
+    let waiting = match stage {
+        Stage::Warming { waiting } | Stage::GivenUp { waiting } => waiting,
+        Stage::Restoring | Stage::Warm => 0,
+    };
+    let (code, status) = match http.service.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    json(code, &Readiness { status, warmup: stage.name(), waiting })
 }
 
 /// `GET /metrics`

@@ -84,7 +84,7 @@ fn refuse_by_ingest(error: RegisterError) -> Refusal {
             (StatusCode::BAD_REQUEST, field)
         }
         RegisterError::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "instance_id"),
-        RegisterError::Store(_) => {
+        RegisterError::Catalog(_) => {
             tracing::error!(%error, "registrations are not kept");
             (StatusCode::INTERNAL_SERVER_ERROR, "data_dir")
         }

@@ -31,6 +31,7 @@ impl Kvd {
     fn start_with(limits: Limits) -> Kvd {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None).unwrap();
+        publishers.begin();
         let service = Arc::new(Service::new(index, publishers, limits, TierWeights::default()));
         Kvd { router: super::router(Arc::clone(&service)), service }
     }

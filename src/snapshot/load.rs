@@ -1,0 +1,119 @@
+//! Puts a snapshot into the index and lets its publishers go on from it.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use kvindex::snapshot::{Restore, RestoreError, Totals};
+use kvindex::{HolderId, Index};
+use tracing::warn;
+
+use super::label::Label;
+use crate::ingest::{Lane, Position, Publishers};
+use crate::publisher::PublisherSpec;
+
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Publishers that go on from it.
+    pub publishers: u64,
+    /// Blocks that they hold.
+    pub blocks: u64,
+    /// Publishers in it that are not followed here, or had begun already.
+    pub passed_over: u64,
+    /// What the snapshot says of itself.
+    pub totals: Totals,
+}
+
+/// A snapshot that cannot be used. Nothing of it is in the index.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It cannot be read.
+    #[error("read: {0}")]
+    Read(#[from] io::Error),
+    /// It is not what was written.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+}
+
+/// Puts in what `source` has of publishers that wait for it. `adopt` is told of each publisher that is
+/// not registered here, and may register it.
+///
+/// # Errors
+/// If it cannot be read, or is damaged. Then publishers wait on, and nothing of it is left.
+pub fn load(
+    publishers: &Publishers,
+    index: &Arc<Index>,
+    source: &mut dyn Read,
+    mut adopt: impl FnMut(&PublisherSpec),
+) -> Result<Loaded, LoadError> {
+    let mut restore = Restore::new(Arc::clone(index));
+    let mut named: HashMap<HolderId, (Arc<Lane>, Position)> = HashMap::new();
+    let mut ready = Vec::new();
+    let mut loaded = Loaded::default();
+    let read = read_all(source, |piece| {
+        restore.feed(piece, |found| {
+            let Some(Label { spec, position }) = Label::read(found.label) else {
+                warn!("a part of the snapshot is of nobody");
+                loaded.passed_over += 1;
+                return None;
+            };
+            let lane = publishers.lane_of(&spec).or_else(|| {
+                adopt(&spec);
+                publishers.lane_of(&spec)
+            });
+            let Some(lane) = lane.filter(|l| l.is_waiting()) else {
+                loaded.passed_over += 1;
+                return None;
+            };
+            let holder = lane.holder;
+            named.insert(holder, (lane, position));
+            Some(holder)
+        })?;
+        for done in restore.restored() {
+            let Some((lane, position)) = named.remove(&done.holder) else { continue };
+            match done.outcome {
+                Ok(kept) => {
+                    // What the index has no room for is missing, so that it is not the whole.
+                    let complete = position.complete && kept.blocks == kept.of;
+                    loaded.blocks += kept.blocks;
+                    ready.push((lane, Position { complete, ..position }));
+                }
+                Err(error) => {
+                    warn!(instance = %lane.spec.instance_id, %error, "not taken from the snapshot");
+                    loaded.passed_over += 1;
+                }
+            }
+        }
+        Ok(())
+    });
+    match read.and_then(|()| Ok(restore.finish()?)) {
+        Ok(totals) => loaded.totals = totals,
+        Err(error) => {
+            ready.iter().for_each(|(lane, _)| index.clear(lane.holder));
+            return Err(error);
+        }
+    }
+    for (lane, position) in ready {
+        loaded.publishers += u64::from(lane.resume(&position));
+    }
+    Ok(loaded)
+}
+
+fn read_all(
+    source: &mut dyn Read,
+    mut each: impl FnMut(&[u8]) -> Result<(), RestoreError>,
+) -> Result<(), LoadError> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        match source.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(n) => each(&piece[..n])?,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
