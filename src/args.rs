@@ -25,6 +25,8 @@ pub struct Cli {
 pub enum Command {
     /// Follows engines and answers over gRPC and HTTP until it is told to stop.
     Serve(Args),
+    /// Runs this node's tiers below the GPU until it is told to stop.
+    Tier(crate::tier::TierArgs),
     /// Checks the configuration as `serve` would, and says what it comes to.
     CheckConfig(Args),
 }

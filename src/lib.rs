@@ -19,5 +19,6 @@ pub mod registration;
 pub mod serve;
 pub mod snapshot;
 pub mod state;
+pub mod tier;
 pub mod transfer;
 pub mod warmup;

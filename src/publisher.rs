@@ -38,6 +38,9 @@ pub struct PublisherSpec {
     pub hash_algo: Option<HashAlgo>,
     /// The engine's `PYTHONHASHSEED`.
     pub hash_seed: Option<String>,
+    /// The machine it runs on: with the tiers of the same node below it.
+    #[serde(default)]
+    pub node: Option<String>,
 }
 
 /// Whom a registration is of: there is one per tenant, model, instance and rank.
@@ -64,6 +67,9 @@ pub enum EngineType {
     Sglang,
     /// The RFC #1527 envelope.
     Mooncake,
+    /// A node's tiers below its engines (`kvd tier`): no engine that requests go to.
+    #[serde(rename = "kvtier")]
+    Kvtier,
 }
 
 /// vLLM's `--prefix-caching-hash-algo`.

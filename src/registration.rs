@@ -48,6 +48,8 @@ pub struct Registration {
     pub hash_algo: Option<String>,
     /// See [`PublisherSpec::hash_seed`].
     pub hash_seed: Option<HashSeed>,
+    /// See [`PublisherSpec::node`].
+    pub node: Option<String>,
 }
 
 /// A `PYTHONHASHSEED`, written as a number or as text.
@@ -96,13 +98,25 @@ impl Registration {
             check_dialled("replay_endpoint", replay)?;
         }
         let attention_chunk_size = self.attention_chunk_size.filter(|n| *n > 0);
+        let engine = parse_engine(&required("type", self.engine)?)?;
+        let node = optional("node", self.node)?;
+        let block_size = match engine {
+            // Its events name blocks of whatever size.
+            EngineType::Kvtier if node.is_none() => {
+                return Err(fault("node", "node is required of a node's tiers"));
+            }
+            EngineType::Kvtier => None,
+            EngineType::Vllm | EngineType::Sglang | EngineType::Mooncake => {
+                Some(check_block_size(self.block_size)?)
+            }
+        };
         Ok(PublisherSpec {
-            engine: parse_engine(&required("type", self.engine)?)?,
+            engine,
             model: required("modelname", self.modelname)?,
             tenant_id: optional("tenant_id", self.tenant_id)?.unwrap_or_else(|| DEFAULT_TENANT.to_owned()),
             instance_id: required("instance_id", self.instance_id)?,
             dp_rank: self.dp_rank.ok_or_else(|| fault("dp_rank", "dp_rank is required"))?,
-            block_size: Some(check_block_size(self.block_size)?),
+            block_size,
             lora_name: optional("lora_name", self.lora_name)?,
             additional_salt: optional("additionalsalt", self.additionalsalt)?.unwrap_or_default(),
             topic: optional("topic", self.topic)?,
@@ -112,6 +126,7 @@ impl Registration {
             replay_endpoint,
             bind,
             attention_chunk_size,
+            node,
         })
     }
 }
@@ -131,11 +146,14 @@ pub fn parse_engine(name: &str) -> Result<EngineType, RegistrationError> {
         ("trtllm", EngineType::Vllm),
         ("dynamo", EngineType::Vllm),
         ("lmcache", EngineType::Vllm),
+        ("kvtier", EngineType::Kvtier),
     ];
     known.into_iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, e)| e).ok_or_else(|| {
         fault(
             "type",
-            format!("{name:?} is not known; use vLLM, SGLang, Mooncake, TensorRT-LLM, Dynamo or LMCache"),
+            format!(
+                "{name:?} is not known; use vLLM, SGLang, Mooncake, TensorRT-LLM, Dynamo, LMCache or kvtier"
+            ),
         )
     })
 }

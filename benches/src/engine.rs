@@ -168,6 +168,7 @@ impl Pod {
             attention_chunk_size: None,
             hash_algo: None,
             hash_seed: None,
+            node: None,
         }
     }
 

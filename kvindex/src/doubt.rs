@@ -103,7 +103,7 @@ impl Index {
             }
             for m in std::iter::once(member).chain(suspects.iter().map(|m| &**m)) {
                 if let Some(Some(holder)) = holders.get_mut(m.slot as usize) {
-                    m.odd.store(holder.is_odd(), Ordering::Release);
+                    m.show(holder, desk);
                 }
             }
             if let Some(Some(holder)) = holders.get_mut(slots[0]) {

@@ -41,6 +41,7 @@ mod matcher;
 mod names;
 mod pool;
 mod profile;
+mod reach;
 pub mod reference;
 mod runs;
 mod score;
@@ -190,7 +191,7 @@ impl Index {
         let applied = pool.write(|holders, desk| {
             let holder = holders.get_mut(member.slot as usize)?.as_mut()?;
             let applied = holder.apply(batch, desk);
-            member.odd.store(holder.is_odd(), Ordering::Release);
+            member.show(holder, desk);
             if let Some(p) = holder.changed_profile() {
                 pool.set_profile(member, p);
             }
@@ -208,7 +209,7 @@ impl Index {
         pool.write(|holders, desk| {
             let Some(Some(holder)) = holders.get_mut(member.slot as usize) else { return };
             holder.reset(desk);
-            member.odd.store(false, Ordering::Release);
+            member.show(holder, desk);
             member.partial.store(false, Ordering::Relaxed);
             if let Some(p) = holder.changed_profile() {
                 pool.set_profile(&member, p);

@@ -265,7 +265,7 @@ fn slots(seats: &[Seat]) -> usize {
 }
 
 fn doubt(seats: &[Seat]) -> bool {
-    seats.iter().any(|s| s.member.suspect_of.is_some())
+    seats.iter().any(|s| s.member.suspect_of.is_some() || s.member.spec.tiers)
 }
 
 /// A prompt's hashes of which the first are not given.

@@ -17,6 +17,8 @@ use crate::types::{HolderId, HolderSpec};
 
 /// The forest of blocks that stand for themselves; all others are one hash domain each.
 pub(crate) const CANONICAL: usize = 0;
+/// No hash domain.
+pub(crate) const NOWHERE: usize = usize::MAX;
 /// Hash domains of one pool. Whoever agrees with none of so many has its blocks kept singly.
 const MAX_DOMAINS: usize = 1024;
 /// Blocks without a holder that are kept, for each holder.
@@ -78,6 +80,8 @@ pub(crate) struct Member {
     pub profile: RwLock<Arc<Profile>>,
     /// Whether it has blocks that are in no forest by their name: who looks for those asks the writer.
     pub odd: AtomicBool,
+    /// Its hash domain; [`NOWHERE`] while it is not certain that the names there are its own.
+    pub domain: AtomicUsize,
     /// Whether some of what it has was dropped to stay within the budget.
     pub partial: AtomicBool,
     /// Who held this before a loss: what is here is no candidate of its own.
@@ -144,6 +148,11 @@ impl Forests {
         self.members(domain).fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Engines in a domain.
+    pub fn engines(&self, domain: usize) -> usize {
+        self.members(domain).load(Ordering::Relaxed)
+    }
+
     /// The domain that most holders are in.
     pub fn busiest(&self) -> usize {
         self.domains().rev().max_by_key(|d| self.members(*d).load(Ordering::Relaxed)).unwrap_or(1)
@@ -151,8 +160,9 @@ impl Forests {
 
     /// A domain that nobody is in; a new one if need be.
     pub fn unused(&self) -> Option<usize> {
-        let empty = |d: &usize| self.members(*d).load(Ordering::Relaxed) == 0;
-        self.domains().find(empty).or_else(|| (self.all.len() < MAX_DOMAINS).then(|| self.add(Kind::Chained)))
+        self.domains()
+            .find(|d| self.engines(*d) == 0)
+            .or_else(|| (self.all.len() < MAX_DOMAINS).then(|| self.add(Kind::Chained)))
     }
 
     /// A domain for blocks that come all at once, of those not `taken`: `wanted` where nobody told
@@ -251,11 +261,13 @@ impl Pool {
         let fresh = Arc::new(Member {
             profile: RwLock::new(member.profile.read().clone()),
             doubted: AtomicBool::new(true),
+            domain: AtomicUsize::new(member.domain.load(Ordering::Acquire)),
             ..Member::new(member.id, member.spec.clone(), slot)
         });
         let old = Arc::new(Member {
             profile: RwLock::new(member.profile.read().clone()),
             odd: AtomicBool::new(member.odd.load(Ordering::Acquire)),
+            domain: AtomicUsize::new(member.domain.load(Ordering::Acquire)),
             suspect_of: Some(member.id),
             ..Member::new(member.id, member.spec.clone(), member.slot as usize)
         });
@@ -341,6 +353,12 @@ impl Pool {
 }
 
 impl Member {
+    /// Lets readers know what a batch has changed about the holder as a whole.
+    pub fn show(&self, holder: &Holder, desk: &mut Desk<'_>) {
+        self.odd.store(holder.is_odd(), Ordering::Release);
+        self.domain.store(holder.own_domain(desk).unwrap_or(NOWHERE), Ordering::Release);
+    }
+
     fn new(id: HolderId, spec: Arc<HolderSpec>, slot: usize) -> Member {
         Member {
             id,
@@ -348,6 +366,7 @@ impl Member {
             slot: slot as u32,
             profile: RwLock::default(),
             odd: AtomicBool::new(false),
+            domain: AtomicUsize::new(NOWHERE),
             partial: AtomicBool::new(false),
             suspect_of: None,
             doubted: AtomicBool::new(false),

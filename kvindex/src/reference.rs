@@ -104,6 +104,36 @@ impl Reference {
         all.expect(query).cached
     }
 
+    /// The engine with all that it can load without having stored it: what `tiers` hold, which it
+    /// knows by the names that it and `kin` (engines that call blocks alike) told.
+    pub fn within_reach(&self, tiers: &[&Reference], kin: &[&Reference]) -> Reference {
+        let mut all = self.clone();
+        for tiers in tiers {
+            let here = self.spec.node.is_some() && self.spec.node == tiers.spec.node;
+            for ((tier, group, name), n) in &tiers.copies {
+                let reached = match tier {
+                    Tier::Cpu | Tier::Disk => here,
+                    Tier::Shared => true,
+                    Tier::Gpu | Tier::Unknown => false,
+                };
+                if reached {
+                    *all.copies.entry((*tier, *group, *name)).or_default() += n;
+                }
+            }
+        }
+        for (content, names) in kin.iter().flat_map(|kin| &kin.named) {
+            let known = all.named.entry(content.clone()).or_default();
+            names
+                .iter()
+                .filter(|name| !known.contains(name))
+                .copied()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|name| known.push(name));
+        }
+        all
+    }
+
     /// Applies the events in order.
     pub fn apply(&mut self, batch: &Batch<'_>) {
         for event in batch.events() {

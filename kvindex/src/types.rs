@@ -33,6 +33,12 @@ pub struct HolderSpec {
     /// The engine's own block hash, for models without a full-attention group: their
     /// events do not tell positions, so a prompt is looked up by the engine's hashes.
     pub hashing: Option<EngineHashing>,
+    /// The machine it runs on, where known.
+    pub node: Option<String>,
+    /// It is no engine but the tiers that a node's engines have in common: no candidate, but its
+    /// RAM and disk are within reach of all engines of `node`, and what it has in shared storage is
+    /// within reach of all engines of the model.
+    pub tiers: bool,
 }
 
 impl HolderSpec {
@@ -48,7 +54,14 @@ impl HolderSpec {
             attention_chunk: None,
             offload_chunk: None,
             hashing: None,
+            node: None,
+            tiers: false,
         }
+    }
+
+    /// The tiers of a node, of which nothing special is known.
+    pub fn tiers(tenant: &str, model: &str, node: &str) -> HolderSpec {
+        HolderSpec { node: Some(node.to_owned()), tiers: true, ..HolderSpec::new(tenant, model, node, 0) }
     }
 }
 

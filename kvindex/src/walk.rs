@@ -7,9 +7,10 @@ use kvproto::hash::vllm;
 use kvproto::{EngineHash, ExtraKey, SeqHash};
 use rustc_hash::FxHashSet;
 
-use crate::forest::{Chain, Guard, Place, ROOT, Slot, Step, words};
+use crate::forest::{Chain, Forest, Guard, Place, ROOT, Slot, Step, words};
 use crate::pool::{CANONICAL, Member, Pool, Seat};
 use crate::profile::{Mask, Profile};
+use crate::reach::{Found, Tiers};
 use crate::runs::Runs;
 use crate::score::best_tier;
 use crate::types::{HolderId, HolderSpec, Prompt, Query};
@@ -100,12 +101,14 @@ impl Chain for Tokens<'_> {
 /// Finds what the query's candidates among the `seats` of `pool` have of its prompt.
 pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard: &Guard) -> Walk<'s> {
     let mut out = candidates(seats, query);
+    let tiers = Tiers::of(seats);
     let slots = seats.last().map_or(0, |s| s.member.slot as usize + 1);
     let most = query.max_blocks.map_or(usize::MAX, |n| n as usize);
     match query.prompt {
         Prompt::Tokens { tokens, lora, cache_salt, items } => {
             let shared = by_engine_hash(
                 pool,
+                &tiers,
                 &mut out.columns,
                 tokens,
                 lora,
@@ -129,7 +132,9 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard:
                     Tokens::new(v.seed, tokens, v.block_size, extras, query.max_blocks, Vec::new());
                 let root = Place { strand: ROOT, offset: 0 };
                 for d in pool.forests.domains() {
-                    pool.forests.get(d).by_locals(guard, root, &mut chain, |step| to.take(&step));
+                    let (forest, mut reach) = (pool.forests.get(d), tiers.found());
+                    forest.by_locals(guard, root, &mut chain, |step| to.take_both(&step, forest, &mut reach));
+                    reach.give(pool, d, to.columns, &v.columns);
                 }
                 let seqs = || prompt_hashes(v.seed, tokens, v.block_size, extras).take(most);
                 if pool.forests.has_canonical() {
@@ -147,7 +152,9 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard:
             let mut to = Columns::new(&mut out.columns, &all, slots);
             let root = Place { strand: ROOT, offset: 0 };
             for d in pool.forests.domains() {
-                pool.forests.get(d).by_locals(guard, root, &mut &*locals, |step| to.take(&step));
+                let (forest, mut reach) = (pool.forests.get(d), tiers.found());
+                forest.by_locals(guard, root, &mut &*locals, |step| to.take_both(&step, forest, &mut reach));
+                reach.give(pool, d, to.columns, &all);
             }
         }
         Prompt::Canonical(hashes) => {
@@ -155,7 +162,9 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard:
             let hashes = &hashes[..hashes.len().min(most)];
             let mut to = Columns::new(&mut out.columns, &all, slots);
             for d in pool.forests.domains() {
-                pool.forests.get(d).by_seqs(guard, hashes, |step| to.take(&step));
+                let (forest, mut reach) = (pool.forests.get(d), tiers.found());
+                forest.by_seqs(guard, hashes, |step| to.take_both(&step, forest, &mut reach));
+                reach.give(pool, d, to.columns, &all);
             }
             if pool.forests.has_canonical() {
                 pool.forests.get(CANONICAL).by_names(guard, words(hashes), |step| to.take(&step));
@@ -169,8 +178,9 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard:
             let keys: Vec<u64> = keys.iter().take(most).map(|k| k.0).collect();
             let mut to = Columns::new(&mut out.columns, &all, slots);
             for d in pool.forests.domains() {
-                let forest = pool.forests.get(d);
-                forest.by_keys(guard, &keys, |step| to.take(&step));
+                let (forest, mut reach) = (pool.forests.get(d), tiers.found());
+                forest.by_keys(guard, &keys, |step| to.take_both(&step, forest, &mut reach));
+                reach.give(pool, d, to.columns, &all);
                 if query.speculative && !pool.announced.is_empty() {
                     to.announced(pool, forest.seqs_by_keys(guard, &keys).into_iter());
                 }
@@ -178,7 +188,7 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard:
         }
         Prompt::Engine(hashes) => {
             let all: Vec<usize> = (0..out.columns.len()).collect();
-            look_up(pool, &mut out.columns, &all, slots, &hashes[..hashes.len().min(most)], guard);
+            look_up(pool, &tiers, &mut out.columns, &all, slots, &hashes[..hashes.len().min(most)], guard);
         }
     }
     out
@@ -189,6 +199,9 @@ fn candidates<'s>(seats: &'s [Seat], query: &Query<'_>) -> Walk<'s> {
     let wanted: FxHashSet<&str> = query.instances.iter().copied().collect();
     let by_hash = !matches!(query.prompt, Prompt::Tokens { .. });
     for Seat { member, profile } in seats {
+        if member.spec.tiers {
+            continue;
+        }
         let asked = wanted.is_empty() || wanted.contains(member.spec.instance.as_str());
         if !asked || query.salt.is_some_and(|s| s != member.spec.salt) {
             continue;
@@ -254,6 +267,12 @@ impl<'c, 's> Columns<'c, 's> {
         true
     }
 
+    /// Notes who holds what of a step, and what is there for those who reach it.
+    fn take_both(&mut self, step: &Step<'_>, forest: &Forest, reach: &mut Found<'_, '_>) -> bool {
+        reach.take(step, forest);
+        self.take(step)
+    }
+
     /// Notes which blocks routing announced for whom.
     fn announced(&mut self, pool: &Pool, hashes: impl Iterator<Item = SeqHash>) {
         for (i, seq) in hashes.enumerate() {
@@ -298,6 +317,7 @@ impl Column<'_> {
 /// Looks the engines' own hashes up: in the forests, and among the odd blocks of those who have any.
 fn look_up(
     pool: &Pool,
+    tiers: &Tiers<'_>,
     columns: &mut [Column<'_>],
     which: &[usize],
     slots: usize,
@@ -306,8 +326,12 @@ fn look_up(
 ) {
     let names: Vec<u64> = hashes.iter().map(|h| h.0).collect();
     let mut to = Columns::new(columns, which, slots);
-    for (_, forest) in pool.forests.iter() {
-        forest.by_names(guard, &names, |step| to.take(&step));
+    for (d, forest) in pool.forests.iter() {
+        let mut reach = tiers.found();
+        forest.by_names(guard, &names, |step| to.take_both(&step, forest, &mut reach));
+        if d != CANONICAL {
+            reach.give(pool, d, to.columns, which);
+        }
     }
     for &i in which.iter().filter(|i| columns[**i].member.odd.load(Ordering::Acquire)).collect::<Vec<_>>() {
         let c = &mut columns[i];
@@ -328,6 +352,7 @@ fn look_up(
 #[expect(clippy::too_many_arguments, reason = "the parts of one prompt")]
 fn by_engine_hash(
     pool: &Pool,
+    tiers: &Tiers<'_>,
     columns: &mut [Column<'_>],
     tokens: &[u32],
     lora: Option<&str>,
@@ -357,7 +382,7 @@ fn by_engine_hash(
             hashes.truncate(max_blocks.map_or(usize::MAX, |n| n as usize));
             c.by_engine_hash = true;
             let slots = c.member.slot as usize + 1;
-            look_up(pool, columns, &[i], slots, &hashes, guard);
+            look_up(pool, tiers, columns, &[i], slots, &hashes, guard);
         } else {
             rest.push(i);
         }

@@ -19,6 +19,7 @@ use kvd::serve::transfer::Transfers;
 use kvd::serve::{Restored, Service, grpc, http};
 use kvd::snapshot::{Files, Runner};
 use kvd::state::Catalog;
+use kvd::tier::{TierArgs, TierConfig};
 use kvd::transfer::cost::Starting;
 use kvd::transfer::key;
 use kvd::transfer::learned::Learned;
@@ -44,7 +45,10 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    let (Command::Serve(args) | Command::CheckConfig(args)) = &command;
+    let args = match &command {
+        Command::Serve(args) | Command::CheckConfig(args) => args,
+        Command::Tier(args) => return tier(args),
+    };
     let config = match Config::load(args) {
         Ok(config) => config,
         Err(error) => {
@@ -57,8 +61,12 @@ fn main() -> ExitCode {
             println!("{}", summary(&config));
             Ok(())
         }
-        Command::Serve(_) => start(config),
+        Command::Serve(_) | Command::Tier(_) => start(config),
     };
+    ended(done)
+}
+
+fn ended(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -66,6 +74,21 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// `kvd tier`: a node's tiers below the GPU.
+fn tier(args: &TierArgs) -> ExitCode {
+    let config = match TierConfig::load(args) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("kvd: {error}");
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    ended(start_log(&config.log_level, LogFormat::Text).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.context("start the runtime")?.block_on(kvd::tier::run::run(config))
+    }))
 }
 
 /// What a configuration comes to, in one line.
@@ -84,7 +107,7 @@ fn summary(config: &Config) -> String {
 }
 
 fn start(config: Config) -> anyhow::Result<()> {
-    start_log(&config)?;
+    start_log(&config.log_level, config.log_format)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let served = runtime.block_on(serve(config));
@@ -93,10 +116,10 @@ fn start(config: Config) -> anyhow::Result<()> {
     served
 }
 
-fn start_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&config.log_level).context("read the log level")?;
+fn start_log(level: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(level).context("read the log level")?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
+    match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }

@@ -6,7 +6,7 @@
 
 mod file;
 mod transfers;
-mod units;
+pub(crate) mod units;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

@@ -120,6 +120,7 @@ fn the_example_file_names_every_key_there_is() {
             attention_chunk_size: Some(_),
             hash_algo: Some(_),
             hash_seed: Some(_),
+            node: Some(_),
         }
     ));
     assert!(publisher[1].bind.is_some());

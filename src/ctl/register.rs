@@ -67,6 +67,9 @@ pub struct RegisterArgs {
     /// The engine's PYTHONHASHSEED
     #[arg(long, value_name = "SEED")]
     hash_seed: Option<String>,
+    /// The machine it runs on; with --type kvtier, the one whose tiers it is
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
 }
 
 /// What `kvctl unregister` is told.
@@ -161,6 +164,7 @@ impl RegisterArgs {
             attention_chunk_size: self.attention_chunk_size.unwrap_or(0),
             hash_algo: text(&self.hash_algo),
             hash_seed: text(&self.hash_seed),
+            node: text(&self.node),
         }
     }
 }

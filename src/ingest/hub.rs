@@ -116,5 +116,6 @@ fn stranger(listen: &Listen, topic: &[u8], pod: &str, model: &str) -> PublisherS
         attention_chunk_size: None,
         hash_algo: None,
         hash_seed: None,
+        node: None,
     }
 }

@@ -32,6 +32,7 @@ pub fn check(spec: &PublisherSpec) -> Result<(), RegisterError> {
         ("topic", &spec.topic),
         ("lora_name", &spec.lora_name),
         ("hash_seed", &spec.hash_seed),
+        ("node", &spec.node),
     ];
     for (field, text) in optional {
         if text.as_ref().is_some_and(|t| t.len() > MAX_TEXT) {
@@ -77,7 +78,7 @@ pub fn holder_spec(spec: &PublisherSpec) -> HolderSpec {
         offload_chunk: match spec.engine {
             // SGLang moves single pages to its host tier, and does so from the first event on.
             EngineType::Sglang => Some(1),
-            EngineType::Vllm | EngineType::Mooncake => None,
+            EngineType::Vllm | EngineType::Mooncake | EngineType::Kvtier => None,
         },
         hashing: spec.hash_algo.map(|algo| EngineHashing {
             algo: match algo {
@@ -88,6 +89,8 @@ pub fn holder_spec(spec: &PublisherSpec) -> HolderSpec {
             },
             seed: spec.hash_seed.clone(),
         }),
+        node: spec.node.clone(),
+        tiers: spec.engine == EngineType::Kvtier,
     }
 }
 
@@ -96,7 +99,8 @@ pub fn profile(spec: &PublisherSpec, name: String) -> Profile {
     Profile {
         name,
         engine: match spec.engine {
-            EngineType::Vllm => Engine::Vllm,
+            // A node tells of its blocks as vLLM does.
+            EngineType::Vllm | EngineType::Kvtier => Engine::Vllm,
             EngineType::Sglang => Engine::Sglang,
             EngineType::Mooncake => Engine::Mooncake,
         },

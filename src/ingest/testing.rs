@@ -33,6 +33,7 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         attention_chunk_size: None,
         hash_algo: None,
         hash_seed: None,
+        node: None,
     }
 }
 

@@ -11,4 +11,5 @@ mod replicas;
 mod shapes;
 mod snapshots;
 mod support;
+mod tier;
 mod transfers;

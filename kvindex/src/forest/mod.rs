@@ -223,6 +223,8 @@ pub(crate) struct Writer {
     pub max_ghosts: usize,
     /// For sampling strands.
     random: u64,
+    /// Those of whom somebody else called a block by the same name.
+    agreed_with: rustc_hash::FxHashSet<u32>,
     /// Whether any block ever lost its name to another.
     renamed: bool,
 }

@@ -379,6 +379,17 @@ impl Pen<'_> {
         self.w.meta.get(strand as usize).map_or(0, |m| m.creator)
     }
 
+    /// Somebody else calls blocks as who told of this strand does.
+    pub fn agree_with(&mut self, strand: u32) {
+        let creator = self.creator(strand);
+        self.w.agreed_with.insert(creator);
+    }
+
+    /// Whether somebody else calls blocks as `creator` does.
+    pub fn is_agreed_with(&self, creator: u32) -> bool {
+        self.w.agreed_with.contains(&creator)
+    }
+
     /// Strands of which `creator` told.
     pub fn told_by(&self, creator: u32) -> Vec<u32> {
         let of = |(_, m): &(u32, &Meta)| m.live && m.creator == creator;

@@ -100,7 +100,10 @@ impl Holder {
     ) -> Holder {
         *desk.next_creator += 1;
         let domain = desk.forests.busiest();
-        desk.forests.join(domain);
+        // Tiers have no names of their own.
+        if !spec.tiers {
+            desk.forests.join(domain);
+        }
         Holder {
             spec,
             slot,
@@ -123,8 +126,10 @@ impl Holder {
     /// The same engine with nothing held, in another slot: what was learnt of it stays.
     pub fn successor(&self, slot: Slot, desk: &mut Desk<'_>) -> Holder {
         let new = Holder::new(self.spec.clone(), slot, self.max_blocks, self.llmd, desk);
-        desk.forests.part(new.domain);
-        desk.forests.join(self.domain);
+        if !self.spec.tiers {
+            desk.forests.part(new.domain);
+            desk.forests.join(self.domain);
+        }
         let HolderStats { refused, dropped, .. } = self.stats;
         Holder {
             domain: self.domain,
@@ -180,7 +185,9 @@ impl Holder {
     /// Lets everything go, for good.
     pub fn leave(&mut self, desk: &mut Desk<'_>) {
         self.clear_tier(None, desk);
-        desk.forests.part(self.domain);
+        if !self.spec.tiers {
+            desk.forests.part(self.domain);
+        }
     }
 
     /// What was learnt, if it changed since this was last asked.
@@ -336,6 +343,14 @@ impl Holder {
     /// Counts blocks refused by events that were applied one by one.
     pub fn count_refused(&mut self, n: u32) {
         self.stats.refused += u64::from(n);
+    }
+
+    /// Its hash domain, if the names there are certain to be its own: nobody else is there, or it and
+    /// another have called a block by the same name. Until then it is there on trial only.
+    pub fn own_domain(&self, desk: &mut Desk<'_>) -> Option<usize> {
+        let alone = || desk.forests.engines(self.domain) == 1;
+        let agreed = self.agreed || alone() || desk.pen(self.domain).is_agreed_with(self.creator);
+        agreed.then_some(self.domain)
     }
 
     /// Whether something of this holder is not in its forest.

@@ -393,6 +393,9 @@ impl Holder {
         }
         if !self.agreed && domain == self.domain && desk.pen(domain).creator(strand) != self.creator {
             self.agreed = true;
+            if !self.spec.tiers {
+                desk.pen(domain).agree_with(strand);
+            }
         }
         let Some(look) = desk.forests.get(domain).look(desk.guard, strand) else { return };
         if !look.has(self.slot) {

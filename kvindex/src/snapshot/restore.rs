@@ -469,7 +469,7 @@ impl Restore {
             self.restored.push_back(Restored { holder: id, cursor: section.cursor, outcome });
             return;
         };
-        let kept = pool.write(|holders, _| {
+        let kept = pool.write(|holders, desk| {
             let holder = Restore::taker(&mut section, holders)?;
             let mut learnt = tail.learnt.clone();
             learnt.agreed |= joined;
@@ -478,7 +478,7 @@ impl Restore {
             holder.put_back(learnt, std::mem::take(&mut section.ghosts));
             let partial = tail.partial || section.lost > 0;
             member.partial.fetch_or(partial, Ordering::Relaxed);
-            member.odd.store(holder.is_odd(), Ordering::Release);
+            member.show(holder, desk);
             if let Some(p) = holder.changed_profile() {
                 pool.set_profile(&member, p);
             }

@@ -28,7 +28,7 @@ pub struct Pod {
     names: HashMap<EngineHash, String>,
     block: u32,
     /// What its hashes start from.
-    seed: u64,
+    pub seed: u64,
 }
 
 /// The blocks an event is about.
@@ -53,7 +53,10 @@ impl Pod {
             block: 0,
             seed: 0,
         };
-        pod.set(options, &["block", "seed", "salt", "lora", "chunk", "attention_chunk", "hash"])?;
+        pod.set(
+            options,
+            &["block", "seed", "salt", "lora", "chunk", "attention_chunk", "hash", "node", "tiers_of"],
+        )?;
         if pod.block == 0 {
             return Err("a pod needs a block size".to_owned());
         }
@@ -78,6 +81,11 @@ impl Pod {
                 "block" => self.block = number(value)?,
                 "seed" => self.seed = number(value)?,
                 "salt" => self.spec.salt = value.to_owned(),
+                "node" => self.spec.node = Some(value.to_owned()),
+                "tiers_of" => {
+                    let instance = std::mem::take(&mut self.spec.instance);
+                    self.spec = HolderSpec { instance, ..HolderSpec::tiers("t", "m", value) };
+                }
                 "lora" => self.spec.lora = Some(value.to_owned()),
                 "chunk" => self.spec.offload_chunk = Some(number(value)?),
                 "attention_chunk" => self.spec.attention_chunk = Some(number(value)?),

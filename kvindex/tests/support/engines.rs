@@ -38,6 +38,9 @@ pub const FLAVOURS: [Flavour; 5] = [
     Flavour { lora: None, salt: None, item: Some(MmItem { identifier: "img", offset: 3, length: 4 }) },
 ];
 
+/// The mode of an engine that tells every sequence from its root.
+pub const ROOTED: u64 = 5;
+
 /// An engine of the kind given by `mode`; its hashes are a function of content and `hash_seed`.
 pub struct Engine {
     pub mode: u64,
@@ -66,7 +69,7 @@ impl Engine {
     }
 
     /// The engine's hash of block `i` and its prefix.
-    fn hash(&self, tokens: &[u32], f: &Flavour, i: usize, adapter: u64) -> EngineHash {
+    pub fn hash(&self, tokens: &[u32], f: &Flavour, i: usize, adapter: u64) -> EngineHash {
         // Far apart for seeds that are not: names of engines with other seeds never meet.
         let mut h = (self.hash_seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31);
         let mut mix = |x: u64| h = (h ^ x).wrapping_mul(0xFF51_AFD7_ED55_8CCD).rotate_left(29);
@@ -112,7 +115,8 @@ impl Engine {
         let n = self.block as usize;
         // Few distinct tokens, so that sequences share prefixes.
         let tokens: Vec<u32> = (0..total * n).map(|_| u32::from(rng.one_in(9))).collect();
-        let first = rng.below(total as u64) as usize;
+        // One that tells every sequence from its root leaves no block without a place.
+        let first = if self.mode == ROOTED { 0 } else { rng.below(total as u64) as usize };
         let hashes: Vec<EngineHash> = (first..total).map(|i| self.hash(&tokens, &f, i, adapter)).collect();
         let extras: Vec<Vec<ExtraKey<'static>>> = (first..total).map(|i| self.keys(&f, i)).collect();
         let fields = StoredFields {

@@ -15,11 +15,15 @@
 //! Writes go to the log of RocksDB and so survive the process; [`Catalog::sync`] makes them survive
 //! the machine, once per group commit.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::{fs, fs::File, io};
 
 use rocksdb::{ColumnFamily, DB, Direction, IteratorMode, Options, WriteBatch};
 
 use crate::policy::{Owner, Tier};
+use crate::slot::lock;
 use crate::store::{KEY_BYTES, Layout, StoreKey};
 
 /// The catalogue cannot be read or written.
@@ -33,6 +37,15 @@ pub enum CatalogError {
         /// Why not.
         source: rocksdb::Error,
     },
+    /// Its log cannot be synced.
+    #[error("sync RocksDB's log")]
+    Sync {
+        /// Why not.
+        source: io::Error,
+    },
+    /// It could not be opened again after a failure; see [`Node::probe`](super::Node::probe).
+    #[error("the catalogue is closed after a failure")]
+    Closed,
     /// What is there is not what was written.
     #[error("{what} cannot be read back")]
     Damaged {
@@ -75,12 +88,19 @@ const FAMILIES: [&str; 6] = ["pools", "owners", "quotas", "streams", "events", "
 
 /// The catalogue of one node.
 pub(super) struct Catalog {
-    db: DB,
+    folder: PathBuf,
+    /// `None` while it cannot be opened again after a failure.
+    db: RwLock<Option<DB>>,
+    one_write: Mutex<()>,
+    /// Whether a write failed. RocksDB takes no more of them then, even when there is room again.
+    failed: AtomicBool,
+    /// Number of the last log file that was synced.
+    synced: Mutex<u64>,
 }
 
 impl std::fmt::Debug for Catalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Catalog").field("path", &self.db.path()).finish()
+        f.debug_struct("Catalog").field("folder", &self.folder).finish_non_exhaustive()
     }
 }
 
@@ -91,6 +111,17 @@ fn db(what: &'static str) -> impl Fn(rocksdb::Error) -> CatalogError {
 impl Catalog {
     /// Opens the catalogue in `folder`, or makes it.
     pub fn open(folder: &Path) -> Result<Catalog, CatalogError> {
+        let db = Catalog::open_db(folder)?;
+        Ok(Catalog {
+            folder: folder.to_owned(),
+            db: RwLock::new(Some(db)),
+            failed: AtomicBool::new(false),
+            synced: Mutex::default(),
+            one_write: Mutex::default(),
+        })
+    }
+
+    fn open_db(folder: &Path) -> Result<DB, CatalogError> {
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -102,22 +133,51 @@ impl Catalog {
         options.set_max_open_files(64);
         // A torn end of the log is what a crash leaves; anything else is damage.
         options.set_wal_recovery_mode(rocksdb::DBRecoveryMode::TolerateCorruptedTailRecords);
-        let db_ = DB::open_cf_with_opts(&options, folder, FAMILIES.map(|name| (name, options.clone())))
-            .map_err(db("open the catalogue"))?;
-        Ok(Catalog { db: db_ })
+        let families = FAMILIES.map(|name| (name, options.clone()));
+        DB::open_cf_with_opts(&options, folder, families).map_err(db("open the catalogue"))
     }
 
-    fn family(&self, name: &'static str) -> &ColumnFamily {
-        self.db.cf_handle(name).expect("all families are opened or made by open")
+    /// Opens the catalogue again if a write to it failed. False where that is no use yet.
+    pub fn probe(&self) -> bool {
+        if !self.failed.load(Ordering::Acquire) {
+            return true;
+        }
+        let _one = lock(&self.one_write);
+        let mut open = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: it has a lock on the folder.
+        *open = None;
+        *open = Catalog::open_db(&self.folder).ok();
+        let works = open.is_some();
+        self.failed.store(!works, Ordering::Release);
+        works
     }
 
-    fn put(&self, family: &'static str, key: &[u8], value: &[u8]) -> Result<(), CatalogError> {
-        self.db.put_cf(self.family(family), key, value).map_err(db("write"))
+    fn with<T>(&self, run: impl FnOnce(&DB) -> Result<T, CatalogError>) -> Result<T, CatalogError> {
+        let open = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().ok_or(CatalogError::Closed).and_then(run)
     }
 
-    fn rows(&self, family: &'static str) -> Result<Vec<Row>, CatalogError> {
-        let rows = self.db.iterator_cf(self.family(family), IteratorMode::Start);
-        rows.map(|row| row.map(|(k, v)| (k.into_vec(), v.into_vec())).map_err(db("read"))).collect()
+    /// Writes, one at a time: RocksDB built with assertions, as Debian's is, ends the process on a
+    /// write after one that failed.
+    fn writing(&self, run: impl FnOnce(&DB) -> Result<(), CatalogError>) -> Result<(), CatalogError> {
+        let _one = lock(&self.one_write);
+        if self.failed.load(Ordering::Acquire) {
+            return Err(CatalogError::Closed);
+        }
+        let result = self.with(run);
+        self.failed.store(result.is_err(), Ordering::Release);
+        result
+    }
+
+    fn put(&self, name: &'static str, key: &[u8], value: &[u8]) -> Result<(), CatalogError> {
+        self.writing(|open| open.put_cf(family(open, name), key, value).map_err(db("write")))
+    }
+
+    fn rows(&self, name: &'static str) -> Result<Vec<Row>, CatalogError> {
+        self.with(|open| {
+            let rows = open.iterator_cf(family(open, name), IteratorMode::Start);
+            rows.map(|row| row.map(|(k, v)| (k.into_vec(), v.into_vec())).map_err(db("read"))).collect()
+        })
     }
 
     /// All pools.
@@ -194,10 +254,13 @@ impl Catalog {
     /// Notes a stream, and drops what it does not keep any more.
     pub fn set_stream(&self, stream: u32, row: &StreamRow) -> Result<(), CatalogError> {
         let value = [&row.first.to_be_bytes()[..], &row.settled.to_be_bytes(), row.model.as_bytes()].concat();
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.family("streams"), stream.to_be_bytes(), value);
-        batch.delete_range_cf(self.family("events"), event_key(stream, 0), event_key(stream, row.first));
-        self.db.write(batch).map_err(db("write"))
+        self.writing(|open| {
+            let mut batch = WriteBatch::default();
+            batch.put_cf(family(open, "streams"), stream.to_be_bytes(), &value);
+            let gone = (event_key(stream, 0), event_key(stream, row.first));
+            batch.delete_range_cf(family(open, "events"), gone.0, gone.1);
+            open.write(batch).map_err(db("write"))
+        })
     }
 
     /// Adds a batch to a stream.
@@ -214,8 +277,12 @@ impl Catalog {
 
     /// Up to `most` batches of a stream, from `seq` on.
     pub fn logged(&self, stream: u32, seq: u64, most: usize) -> Result<Vec<Logged>, CatalogError> {
+        self.with(|open| Catalog::read_log(open, stream, seq, most))
+    }
+
+    fn read_log(open: &DB, stream: u32, seq: u64, most: usize) -> Result<Vec<Logged>, CatalogError> {
         let from = event_key(stream, seq);
-        let rows = self.db.iterator_cf(self.family("events"), IteratorMode::From(&from, Direction::Forward));
+        let rows = open.iterator_cf(family(open, "events"), IteratorMode::From(&from, Direction::Forward));
         let mut batches = Vec::new();
         for row in rows.take(most) {
             let (key, value) = row.map_err(db("read events"))?;
@@ -233,30 +300,34 @@ impl Catalog {
 
     /// The number after a stream's last batch that is kept; `None` where none is.
     pub fn end(&self, stream: u32) -> Result<Option<u64>, CatalogError> {
-        let from = event_key(stream, u64::MAX);
-        let mut rows =
-            self.db.iterator_cf(self.family("events"), IteratorMode::From(&from, Direction::Reverse));
-        let Some(row) = rows.next() else { return Ok(None) };
-        let (key, _) = row.map_err(db("read events"))?;
-        let (of, seq) = (key.first_chunk::<4>(), key.last_chunk::<8>());
-        let end = |seq: &[u8; 8]| u64::from_be_bytes(*seq).saturating_add(1);
-        Ok(seq.filter(|_| of == Some(&stream.to_be_bytes())).map(end))
+        self.with(|open| {
+            let from = event_key(stream, u64::MAX);
+            let mut rows =
+                open.iterator_cf(family(open, "events"), IteratorMode::From(&from, Direction::Reverse));
+            let Some(row) = rows.next() else { return Ok(None) };
+            let (key, _) = row.map_err(db("read events"))?;
+            let (of, seq) = (key.first_chunk::<4>(), key.last_chunk::<8>());
+            let end = |seq: &[u8; 8]| u64::from_be_bytes(*seq).saturating_add(1);
+            Ok(seq.filter(|_| of == Some(&stream.to_be_bytes())).map(end))
+        })
     }
 
     /// Blocks of a pool that are in shared storage, and whose they are.
     pub fn shared(&self, pool: usize) -> Result<Vec<(StoreKey, Owner)>, CatalogError> {
-        let prefix = (pool as u64).to_be_bytes();
-        let from = IteratorMode::From(&prefix, Direction::Forward);
-        let mut found = Vec::new();
-        for row in self.db.iterator_cf(self.family("shared"), from) {
-            let (key, value) = row.map_err(db("read shared blocks"))?;
-            let Some(name) = key.strip_prefix(&prefix[..]) else { break };
-            let damaged = || CatalogError::Damaged { what: "a shared block" };
-            let name = name.try_into().ok().and_then(StoreKey::from_bytes).ok_or_else(damaged)?;
-            let owner = value[..].try_into().map(u16::from_be_bytes).map_err(|_| damaged())?;
-            found.push((name, Owner(owner)));
-        }
-        Ok(found)
+        self.with(|open| {
+            let prefix = (pool as u64).to_be_bytes();
+            let from = IteratorMode::From(&prefix, Direction::Forward);
+            let mut found = Vec::new();
+            for row in open.iterator_cf(family(open, "shared"), from) {
+                let (key, value) = row.map_err(db("read shared blocks"))?;
+                let Some(name) = key.strip_prefix(&prefix[..]) else { break };
+                let damaged = || CatalogError::Damaged { what: "a shared block" };
+                let name = name.try_into().ok().and_then(StoreKey::from_bytes).ok_or_else(damaged)?;
+                let owner = value[..].try_into().map(u16::from_be_bytes).map_err(|_| damaged())?;
+                found.push((name, Owner(owner)));
+            }
+            Ok(found)
+        })
     }
 
     /// Notes that a block is in shared storage, or (`None`) is not.
@@ -264,14 +335,49 @@ impl Catalog {
         let row = [&(pool as u64).to_be_bytes()[..], &key.bytes()].concat();
         match owner {
             Some(owner) => self.put("shared", &row, &owner.0.to_be_bytes()),
-            None => self.db.delete_cf(self.family("shared"), row).map_err(db("write")),
+            None => self.writing(|open| open.delete_cf(family(open, "shared"), row).map_err(db("write"))),
         }
     }
 
     /// Makes what was written so far survive the machine.
     pub fn sync(&self) -> Result<(), CatalogError> {
-        self.db.flush_wal(true).map_err(db("sync"))
+        if self.failed.load(Ordering::Acquire) {
+            return Err(CatalogError::Closed);
+        }
+        // Not by RocksDB's own call for that: after a failed write it ends the process.
+        self.sync_logs().map_err(|source| CatalogError::Sync { source })
     }
+
+    fn sync_logs(&self) -> io::Result<()> {
+        let mut synced = lock(&self.synced);
+        let mut newest = *synced;
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            let Some(number) = number.filter(|_| path.extension().is_some_and(|e| e == "log")) else {
+                continue;
+            };
+            // An older one was complete when a newer one was begun, and was synced once more then.
+            if number >= *synced {
+                newest = newest.max(number);
+                match File::open(&path) {
+                    Ok(file) => file.sync_data()?,
+                    // It was dropped just now: what was in it is in tables.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if newest > *synced {
+            File::open(&self.folder)?.sync_all()?;
+            *synced = newest;
+        }
+        Ok(())
+    }
+}
+
+fn family<'d>(open: &'d DB, name: &'static str) -> &'d ColumnFamily {
+    open.cf_handle(name).expect("all families are opened or made by open")
 }
 
 fn event_key(stream: u32, seq: u64) -> [u8; 12] {

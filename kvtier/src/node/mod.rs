@@ -17,6 +17,8 @@
 mod api;
 mod catalog;
 mod change;
+#[cfg(test)]
+mod faults;
 mod memory;
 mod mover;
 #[expect(clippy::module_inception, reason = "the node itself beside its parts")]

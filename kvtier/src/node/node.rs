@@ -81,6 +81,9 @@ pub enum NodeError {
         /// Why not.
         source: OpenError,
     },
+    /// A disk was not written. It takes no more writes; see [`Node::probe`].
+    #[error("write to disk")]
+    Commit,
     /// A pool's RAM.
     #[error(transparent)]
     Ram(#[from] ArenaError),
@@ -262,18 +265,21 @@ impl Node {
 
     /// What a stream told last, and is not so: the process ended between telling and writing down.
     fn resume(&self, stream: u32) -> Result<(), NodeError> {
-        let told = self.streams.unsettled(stream)?;
         let pools = self.all();
-        let there = |key: &StoreKey| {
-            let id = key.id();
-            pools.iter().any(|(pool, _)| pool.disk().is_some_and(|disk| disk.name(id) == Some(*key)))
-        };
-        let changes: Vec<Change> = told
-            .into_iter()
-            .filter(|(key, came)| there(key) != *came)
-            .map(|(key, came)| Change { key, tier: Tier::Disk, came: !came })
-            .collect();
-        self.streams.resume(stream, &changes);
+        let mut gone = Vec::new();
+        for (key, came) in self.streams.unsettled(stream)? {
+            let disks = pools.iter().filter_map(|(pool, _)| pool.disk());
+            let on: Vec<&store::Store> = disks.filter(|disk| disk.has(key)).collect();
+            if came && on.is_empty() {
+                gone.push(Change::left(key, Tier::Disk));
+            } else if !came {
+                // Another block may have been written to its place already.
+                on.into_iter().for_each(|disk| {
+                    disk.remove(key);
+                });
+            }
+        }
+        self.streams.resume(stream, &gone);
         Ok(())
     }
 
@@ -360,9 +366,10 @@ impl Node {
                 }
             }
         }
-        if !failed {
-            self.streams.settled(&stand)?;
+        if failed {
+            return Err(NodeError::Commit);
         }
+        self.streams.settled(&stand)?;
         self.catalog.sync()?;
         Ok(changes)
     }
@@ -371,6 +378,7 @@ impl Node {
     /// quarantine. To be called every few seconds. Returns how many pools take writes.
     pub fn probe(&self) -> usize {
         let mut writable = 0;
+        self.catalog.probe();
         for (pool, _) in self.all() {
             let Some(disk) = pool.disk() else { continue };
             let stats = disk.stats();
@@ -522,6 +530,20 @@ impl Node {
         pool.restore(&[]);
         self.catalog.add_pool(row).map_err(|error| refused(error.into()))?;
         Ok(id)
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// The number of a model's stream.
+    ///
+    /// # Errors
+    ///
+    /// Where it is new and cannot be written down.
+    pub fn stream_of(&self, model: &str) -> Result<u32, NodeError> {
+        Ok(self.streams.open_stream(model)?)
     }
 
     /// Says which model a fingerprint in block names is of, so that its blocks are told of.

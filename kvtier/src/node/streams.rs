@@ -64,6 +64,8 @@ struct Stream {
     next: u64,
     changes: u64,
     unlogged: u64,
+    /// Whether the row is not as it was last written.
+    changed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -101,7 +103,7 @@ impl Streams {
         let mut streams = Vec::new();
         for (at, row) in catalog.streams()?.into_iter().enumerate() {
             let next = catalog.end(at as u32)?.unwrap_or(0).max(row.first);
-            streams.push(Stream { row, next, changes: 0, unlogged: 0 });
+            streams.push(Stream { row, next, changes: 0, unlogged: 0, changed: false });
         }
         let inner = Mutex::new(Inner { streams, ..Inner::default() });
         Ok(Streams { catalog, publish, clock, owner, inner })
@@ -113,19 +115,25 @@ impl Streams {
         if let Some(stream) = inner.of_model.get(&fingerprint) {
             return Ok(*stream);
         }
-        let known = inner.streams.iter().position(|stream| stream.row.model == model);
-        let stream = match known {
-            Some(at) => at as u32,
-            None => {
-                let row = StreamRow { model: model.to_owned(), first: 0, settled: 0 };
-                let at = inner.streams.len() as u32;
-                self.catalog.set_stream(at, &row)?;
-                inner.streams.push(Stream { row, next: 0, changes: 0, unlogged: 0 });
-                at
-            }
-        };
+        let stream = self.stream(inner, model)?;
         inner.of_model.insert(fingerprint, stream);
         Ok(stream)
+    }
+
+    /// The number of a model's stream.
+    pub fn open_stream(&self, model: &str) -> Result<u32, CatalogError> {
+        self.stream(&mut lock(&self.inner), model)
+    }
+
+    fn stream(&self, inner: &mut Inner, model: &str) -> Result<u32, CatalogError> {
+        if let Some(at) = inner.streams.iter().position(|stream| stream.row.model == model) {
+            return Ok(at as u32);
+        }
+        let row = StreamRow { model: model.to_owned(), first: 0, settled: 0 };
+        let at = inner.streams.len() as u32;
+        self.catalog.set_stream(at, &row)?;
+        inner.streams.push(Stream { row, next: 0, changes: 0, unlogged: 0, changed: false });
+        Ok(at)
     }
 
     /// What each stream has told.
@@ -151,15 +159,17 @@ impl Streams {
     pub fn settled(&self, stand: &[u64]) -> Result<(), CatalogError> {
         let inner = &mut *lock(&self.inner);
         for (at, (stream, settled)) in inner.streams.iter_mut().zip(stand).enumerate() {
-            if stream.row.settled == *settled {
+            if stream.row.settled == *settled && !stream.changed {
                 continue;
             }
             stream.row.settled = *settled;
+            stream.changed = true;
             let oldest = stream.next.saturating_sub(KEPT);
             if oldest > stream.row.first + KEPT / 8 {
                 stream.row.first = oldest;
             }
             self.catalog.set_stream(at as u32, &stream.row)?;
+            stream.changed = false;
         }
         Ok(())
     }
@@ -242,6 +252,7 @@ impl Streams {
             // Who misses what is from before this hole gets a snapshot.
             stream.unlogged += 1;
             stream.row.first = stream.next;
+            stream.changed = true;
         }
         self.publish.publish(at, batch.seq, &batch.payload);
     }

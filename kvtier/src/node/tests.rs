@@ -26,7 +26,7 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    fn take(&self, payload: &[u8]) {
+    pub fn take(&self, payload: &[u8]) {
         let batch = decode(Engine::Vllm, payload).unwrap();
         assert_eq!(batch.skipped.malformed, 0, "{:?}", batch.skipped.first);
         let mut heard = lock(&self.heard);

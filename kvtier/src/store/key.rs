@@ -56,7 +56,7 @@ impl StoreKey {
 
     /// What payload checksums begin from: a payload of another block, or of another time, does not
     /// verify.
-    pub(super) fn checksum(&self, generation: u64, payload: &[u8]) -> u64 {
+    pub(crate) fn checksum(&self, generation: u64, payload: &[u8]) -> u64 {
         let name = XxHash3_64::oneshot_with_seed(generation, &self.bytes());
         XxHash3_64::oneshot_with_seed(name, payload)
     }

@@ -202,7 +202,7 @@ impl Check<'_> {
                 }
                 publisher.replay_endpoint = self.dialable(sim.replay_endpoint().unwrap_or_default());
                 let decoder = match capture.engine_type() {
-                    EngineType::Vllm => Engine::Vllm,
+                    EngineType::Vllm | EngineType::Kvtier => Engine::Vllm,
                     EngineType::Sglang => Engine::Sglang,
                     EngineType::Mooncake => Engine::Mooncake,
                 };
@@ -221,7 +221,7 @@ impl Check<'_> {
             instance_id,
             dp_rank: capture.rank(engine),
             r#type: match capture.engine_type() {
-                EngineType::Vllm => "vLLM".into(),
+                EngineType::Vllm | EngineType::Kvtier => "vLLM".into(),
                 EngineType::Sglang => "SGLang".into(),
                 EngineType::Mooncake => "Mooncake".into(),
             },

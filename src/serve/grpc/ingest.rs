@@ -92,6 +92,7 @@ pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, Ask
         attention_chunk_size: non_zero(message.attention_chunk_size),
         hash_algo: Some(message.hash_algo),
         hash_seed: Some(HashSeed(message.hash_seed)),
+        node: Some(message.node),
     };
     registration.check().map_err(|error| {
         // The two fields that RFC #1403 names otherwise than the messages.
@@ -104,8 +105,12 @@ pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, Ask
     })
 }
 
-const ENGINES: [(EngineType, &str); 3] =
-    [(EngineType::Vllm, "vLLM"), (EngineType::Sglang, "SGLang"), (EngineType::Mooncake, "Mooncake")];
+const ENGINES: [(EngineType, &str); 4] = [
+    (EngineType::Vllm, "vLLM"),
+    (EngineType::Sglang, "SGLang"),
+    (EngineType::Mooncake, "Mooncake"),
+    (EngineType::Kvtier, "kvtier"),
+];
 
 const HASH_ALGOS: [(HashAlgo, &str); 4] = [
     (HashAlgo::Sha256, "sha256"),
@@ -137,6 +142,7 @@ pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
         attention_chunk_size: spec.attention_chunk_size.unwrap_or(0),
         hash_algo: spec.hash_algo.map(|a| name_of(&HASH_ALGOS, &a)).unwrap_or_default(),
         hash_seed: text(&spec.hash_seed),
+        node: text(&spec.node),
     }
 }
 

@@ -90,6 +90,7 @@ impl Kvd {
                 attention_chunk_size: None,
                 hash_algo: None,
                 hash_seed: None,
+                node: None,
             })
             .unwrap();
         let of =

@@ -22,7 +22,7 @@ const IDLE: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `shutdown` completes and the requests under way are answered.
-pub(super) async fn serve(router: Router, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+pub(crate) async fn serve(router: Router, listener: TcpListener, shutdown: impl Future<Output = ()>) {
     let places = Arc::new(Semaphore::new(AT_A_TIME));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();

@@ -6,7 +6,7 @@
 
 mod answer;
 mod body;
-mod connections;
+pub(crate) mod connections;
 mod dump;
 mod error;
 mod hashes;

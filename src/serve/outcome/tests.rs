@@ -218,6 +218,7 @@ fn spec(capture: &Capture, engine: usize) -> PublisherSpec {
         attention_chunk_size: capture.doc.attention_chunk_size,
         hash_algo: resolved.hash_algo.as_deref().filter(|_| hashed).map(algo),
         hash_seed: resolved.none_hash_seed.clone().filter(|_| hashed),
+        node: None,
     }
 }
 

@@ -1,0 +1,357 @@
+//! Blocks in an object store.
+//!
+//! An object is put as a whole and only if there is none of its name, so two nodes that share the same
+//! chain store it once, and one that is killed in the middle leaves nothing that can be read. What is
+//! where is known from the objects' ends: read when they are first listed.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
+use std::sync::{Arc, Mutex};
+
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore, PutMode, PutPayload};
+use tokio::runtime::Handle;
+use twox_hash::XxHash3_128;
+
+use super::trailer::{self, FOOTER, Row};
+use super::{News, Shared};
+use crate::policy::{BlockId, Owner};
+use crate::slot::lock;
+use crate::store::{Get, Put, Read, StoreKey};
+
+/// Bytes of an object's end that are read at first: enough for the trailer of 64 blocks.
+const END: u64 = 8192;
+/// Generation in checksums of payloads: an object is written once.
+const ONCE: u64 = u64::MAX;
+
+/// Shared storage cannot be reached or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} in shared storage")]
+pub struct SharedError {
+    /// What was tried.
+    pub what: &'static str,
+    /// Why not.
+    pub source: Error,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    key: StoreKey,
+    object: Arc<Path>,
+    offset: u64,
+    checksum: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    blocks: HashMap<BlockId, Place>,
+    /// Objects whose end was read, ours or not, with the blocks that are found there.
+    objects: HashMap<Path, Vec<BlockId>>,
+    /// Failures since the start.
+    failed: u64,
+}
+
+/// Blocks of one size in an object store.
+#[derive(Debug)]
+pub struct Objects {
+    store: Arc<dyn ObjectStore>,
+    runtime: Handle,
+    prefix: Path,
+    block_bytes: usize,
+    known: Mutex<Known>,
+}
+
+impl Objects {
+    /// Blocks of `block_bytes` under `prefix`. Requests are made on `runtime`; methods are to be
+    /// called from other threads.
+    pub fn new(store: Arc<dyn ObjectStore>, runtime: Handle, prefix: &str, block_bytes: usize) -> Objects {
+        // Blocks of another size are another node's pool.
+        let prefix = Path::from(format!("{prefix}/{block_bytes}"));
+        Objects { store, runtime, prefix, block_bytes, known: Mutex::default() }
+    }
+
+    /// Requests that failed so far.
+    pub fn failed(&self) -> u64 {
+        lock(&self.known).failed
+    }
+
+    /// Blocks known to be there.
+    pub fn blocks(&self) -> usize {
+        lock(&self.known).blocks.len()
+    }
+
+    /// Puts blocks of one model and group, none of which is known to be there.
+    fn put_object(&self, blocks: &[Put<'_>]) -> Result<(), Error> {
+        let Some(first) = blocks.first() else { return Ok(()) };
+        let mut names = Vec::new();
+        let mut bytes = Vec::with_capacity(blocks.len() * (self.block_bytes + 128));
+        let mut rows = Vec::with_capacity(blocks.len());
+        for put in blocks {
+            names.extend(put.key.bytes());
+            rows.push(Row {
+                key: put.key,
+                offset: bytes.len() as u64,
+                checksum: put.key.checksum(ONCE, put.payload),
+                after: put.after,
+            });
+            bytes.extend(put.payload);
+        }
+        bytes.extend(trailer::encode(&rows, self.block_bytes));
+        let mut name = String::new();
+        let hash = XxHash3_128::oneshot(&names);
+        // Writing to a string does not fail.
+        let _ = write!(name, "{}/{:032x}/{:08x}/{hash:032x}", self.prefix, first.key.model, first.key.group);
+        let path = Path::from(name);
+        let put = self.store.put_opts(&path, PutPayload::from(bytes), PutMode::Create.into());
+        match self.runtime.block_on(put) {
+            // Whoever put it has put the same: the name says what is in it, and reading verifies that.
+            Ok(_) | Err(Error::AlreadyExists { .. }) => {
+                self.note(&path, &rows);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Remembers what an object has. Returns the blocks that were not known before.
+    fn note(&self, path: &Path, rows: &[Row]) -> Vec<StoreKey> {
+        let known = &mut *lock(&self.known);
+        let object = Arc::new(path.clone());
+        let (mut here, mut fresh) = (Vec::new(), Vec::new());
+        for Row { key, offset, checksum, .. } in rows.iter().copied() {
+            let id = key.id();
+            if let std::collections::hash_map::Entry::Vacant(entry) = known.blocks.entry(id) {
+                entry.insert(Place { key, object: object.clone(), offset, checksum });
+                here.push(id);
+                fresh.push(key);
+            }
+        }
+        known.objects.insert(path.clone(), here);
+        fresh
+    }
+
+    /// The rows of an object; empty where it is not one of ours or is not whole.
+    async fn rows(&self, object: &ObjectMeta) -> Result<Vec<Row>, Error> {
+        let end = |bytes: u64| async move {
+            let options = GetOptions { range: Some(GetRange::Suffix(bytes)), ..GetOptions::default() };
+            self.store.get_opts(&object.location, options).await?.bytes().await
+        };
+        let mut bytes = end(END.min(object.size.max(1))).await?;
+        let Some(length) = trailer::length(&bytes) else { return Ok(vec![]) };
+        let wanted = (length + FOOTER) as u64;
+        if wanted > bytes.len() as u64 && wanted <= object.size {
+            bytes = end(wanted).await?;
+        }
+        Ok(match trailer::decode(&bytes, object.size) {
+            Some((rows, block_bytes)) if block_bytes == self.block_bytes => rows,
+            Some(_) | None => vec![],
+        })
+    }
+
+    async fn look(&self) -> Result<News, Error> {
+        let objects: Vec<ObjectMeta> = self.store.list(Some(&self.prefix)).try_collect().await?;
+        let mut news = News::default();
+        let there: HashSet<&Path> = objects.iter().map(|object| &object.location).collect();
+        {
+            let known = &mut *lock(&self.known);
+            let gone = |path: &Path, _: &mut Vec<BlockId>| !there.contains(path);
+            for (_, blocks) in known.objects.extract_if(gone).collect::<Vec<_>>() {
+                news.left
+                    .extend(blocks.iter().filter_map(|id| known.blocks.remove(id)).map(|place| place.key));
+            }
+        }
+        for object in &objects {
+            if lock(&self.known).objects.contains_key(&object.location) {
+                continue;
+            }
+            match self.rows(object).await {
+                Ok(rows) => {
+                    let fresh = self.note(&object.location, &rows);
+                    news.came.extend(fresh.into_iter().map(|key| (key, Owner::default())));
+                }
+                // It was removed meanwhile.
+                Err(Error::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(news)
+    }
+
+    fn fail(&self) {
+        lock(&self.known).failed += 1;
+    }
+
+    /// A block is not where it should be.
+    fn forget(&self, key: &StoreKey) {
+        lock(&self.known).blocks.remove(&key.id());
+    }
+}
+
+impl Shared for Objects {
+    fn put(&self, blocks: &[Put<'_>]) -> Vec<bool> {
+        let is_there = |key: &StoreKey| lock(&self.known).blocks.contains_key(&key.id());
+        let fresh: Vec<Put<'_>> = blocks
+            .iter()
+            .filter(|put| put.payload.len() == self.block_bytes && !is_there(&put.key))
+            .copied()
+            .collect();
+        for alike in fresh.chunk_by(|a, b| (a.key.model, a.key.group) == (b.key.model, b.key.group)) {
+            for chunk in alike.chunks(trailer::MOST) {
+                if self.put_object(chunk).is_err() {
+                    self.fail();
+                }
+            }
+        }
+        blocks.iter().map(|put| is_there(&put.key)).collect()
+    }
+
+    fn get(&self, blocks: &mut [Get<'_>]) -> Vec<Read> {
+        let mut reads = vec![Read::Miss; blocks.len()];
+        // Blocks of one object are asked for together.
+        let mut wanted: HashMap<Arc<Path>, Vec<(usize, Place)>> = HashMap::new();
+        for (at, get) in blocks.iter().enumerate() {
+            if get.into.len() != self.block_bytes {
+                reads[at] = Read::Size;
+                continue;
+            }
+            let place = lock(&self.known).blocks.get(&get.key.id()).cloned();
+            if let Some(place) = place.filter(|place| place.key == get.key) {
+                wanted.entry(place.object.clone()).or_default().push((at, place));
+            }
+        }
+        for (object, places) in wanted {
+            let ranges: Vec<std::ops::Range<u64>> = places
+                .iter()
+                .map(|(_, place)| place.offset..place.offset + self.block_bytes as u64)
+                .collect();
+            let came = self.runtime.block_on(self.store.get_ranges(&object, &ranges));
+            let failed = came.is_err();
+            let bytes = came.unwrap_or_default();
+            for (nth, (at, place)) in places.into_iter().enumerate() {
+                let get = &mut blocks[at];
+                let good = bytes.get(nth).is_some_and(|bytes| {
+                    bytes.len() == get.into.len() && get.key.checksum(ONCE, bytes) == place.checksum
+                });
+                if good {
+                    get.into.copy_from_slice(&bytes[nth]);
+                    reads[at] = Read::Hit;
+                } else {
+                    reads[at] = Read::Lost;
+                    self.forget(&place.key);
+                }
+            }
+            if failed {
+                self.fail();
+            }
+        }
+        reads
+    }
+
+    fn news(&self) -> News {
+        self.runtime.block_on(self.look()).unwrap_or_else(|_| {
+            self.fail();
+            News::default()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::local::LocalFileSystem;
+    use object_store::memory::InMemory;
+
+    use object_store::ObjectStoreExt;
+
+    use super::*;
+
+    const BYTES: usize = 3000;
+
+    fn key(n: u8) -> StoreKey {
+        StoreKey::new(7, u32::from(n > 100), &[n; 32]).unwrap()
+    }
+
+    fn payload(n: u8) -> Vec<u8> {
+        vec![n; BYTES]
+    }
+
+    fn put(shared: &Objects, numbers: &[u8]) -> Vec<bool> {
+        let payloads: Vec<Vec<u8>> = numbers.iter().map(|n| payload(*n)).collect();
+        let puts: Vec<Put<'_>> = numbers
+            .iter()
+            .zip(&payloads)
+            .map(|(n, payload)| Put { key: key(*n), after: None, owner: Owner(0), payload })
+            .collect();
+        shared.put(&puts)
+    }
+
+    fn get(shared: &Objects, numbers: &[u8]) -> Vec<Read> {
+        let mut bytes = vec![0; numbers.len() * BYTES];
+        let mut gets: Vec<Get<'_>> =
+            bytes.chunks_mut(BYTES).zip(numbers).map(|(into, n)| Get { key: key(*n), into }).collect();
+        let reads = shared.get(&mut gets);
+        for ((read, get), n) in reads.iter().zip(&gets).zip(numbers) {
+            assert!(*read != Read::Hit || *get.into == payload(*n), "wrong bytes of {n}");
+        }
+        reads
+    }
+
+    /// What every backend has to do; `raw` lists and changes objects behind the nodes' backs.
+    fn keeps_the_contract(store: Arc<dyn ObjectStore>) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let open = || Objects::new(store.clone(), runtime.handle().clone(), "kv", BYTES);
+        let (a, b) = (open(), open());
+        assert_eq!(put(&a, &[1, 2, 3, 101]), [true; 4]);
+        assert_eq!(get(&a, &[1, 3, 101, 9]), [Read::Hit, Read::Hit, Read::Hit, Read::Miss]);
+        // Another node finds them, and does not store them again.
+        assert_eq!(get(&b, &[1]), [Read::Miss]);
+        let news = b.news();
+        assert_eq!((news.came.len(), news.left.len()), (4, 0));
+        assert_eq!(b.news(), News::default());
+        assert_eq!(get(&b, &[1, 2, 3, 101]), [Read::Hit; 4]);
+        let objects = || -> Vec<ObjectMeta> { runtime.block_on(store.list(None).try_collect()).unwrap() };
+        assert_eq!(objects().len(), 2);
+        assert_eq!(put(&b, &[1, 2, 3, 101]), [true; 4]);
+        // One that has not looked stores the same under the same name.
+        let c = open();
+        assert_eq!(put(&c, &[1, 2, 3]), [true; 3]);
+        assert_eq!(objects().len(), 2);
+        assert_eq!(open().put(&[Put { key: key(8), after: None, owner: Owner(0), payload: &[1] }]), [false]);
+
+        // A byte that changes costs its block alone.
+        let object = objects().into_iter().max_by_key(|object| object.size).unwrap();
+        let bytes =
+            runtime.block_on(async { store.get(&object.location).await.unwrap().bytes().await.unwrap() });
+        let mut bad = bytes.to_vec();
+        bad[BYTES + 5] ^= 1;
+        runtime.block_on(store.put(&object.location, bad.into())).unwrap();
+        let reads = get(&a, &[1, 2, 3]);
+        assert_eq!(reads.iter().filter(|read| **read == Read::Hit).count(), 2);
+        assert_eq!(reads.iter().filter(|read| **read == Read::Lost).count(), 1);
+        // An object that is cut short, anywhere, is none.
+        for cut in [0, 10, BYTES, bytes.len() - 30, bytes.len() - 1] {
+            runtime.block_on(store.put(&object.location, bytes.slice(..cut).into())).unwrap();
+            let late = open();
+            assert_eq!(late.news().came.len(), 1, "cut to {cut}");
+            assert_eq!(get(&late, &[1, 2, 3]), [Read::Miss; 3]);
+        }
+        // What somebody removes is told.
+        runtime.block_on(store.delete(&object.location)).unwrap();
+        assert_eq!(get(&b, &[1]), [Read::Lost]);
+        let mut left = b.news().left;
+        left.sort();
+        assert_eq!(left, [key(2), key(3)]);
+        assert_eq!(b.blocks(), 1);
+    }
+
+    #[test]
+    fn memory_keeps_the_contract() {
+        keeps_the_contract(Arc::new(InMemory::new()));
+    }
+
+    #[test]
+    fn a_file_system_keeps_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        keeps_the_contract(Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap()));
+    }
+}

@@ -1,0 +1,241 @@
+//! What is started, and in which order it ends.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use kvtier::agent::Agent;
+use kvtier::node::{Node, NodeConfig, Tiers};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::config::TierConfig;
+use super::metrics;
+use super::publish::{Publisher, Sockets};
+use crate::serve::http::connections;
+
+/// A node that runs: its threads and sockets. Ends when it is told to, or dropped.
+pub struct Running {
+    /// The node itself.
+    pub node: Arc<Node>,
+    /// What is published.
+    pub publisher: Arc<Publisher>,
+    /// The sockets of each model.
+    pub sockets: Vec<Sockets>,
+    /// What engines are connected to.
+    pub agent: Option<Agent>,
+    /// Set when what the disk holds can be looked up.
+    ready: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+fn clock() -> u64 {
+    // A clock from before 1970 stands still.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+impl Running {
+    /// Starts a node. Its disks are opened in the background.
+    ///
+    /// # Errors
+    ///
+    /// Where its files or sockets cannot be used.
+    pub fn start(config: &TierConfig) -> anyhow::Result<Running> {
+        let publisher = Arc::new(Publisher::default());
+        let node = Node::open(
+            NodeConfig {
+                name: config.node.clone(),
+                folder: config.folder.clone(),
+                ram_bytes: config.ram_bytes,
+                disk_bytes: config.disk_bytes,
+                pools: config.pools,
+                backend: config.backend,
+                policy: config.policy.clone(),
+                patience: config.patience,
+                clock: Arc::new(clock),
+                shared: None,
+            },
+            publisher.clone(),
+        );
+        let node = Arc::new(node.context("open the node")?);
+        let mut sockets = Vec::new();
+        for model in &config.models {
+            let stream = node.stream_of(&model.name).context("open a stream")?;
+            let opened = Sockets::open(&publisher, &node, stream, model);
+            sockets.push(opened.with_context(|| format!("publish {}", model.name))?);
+        }
+        let mut running = Running {
+            node,
+            publisher,
+            sockets,
+            agent: None,
+            ready: Arc::default(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
+        running.recover();
+        for _ in 0..config.threads {
+            let node = running.node.clone();
+            running.threads.push(std::thread::spawn(move || node.work()));
+        }
+        running.write_down(config.commit_every, config.probe_every);
+        let tiers: Arc<dyn Tiers> = running.node.clone();
+        let socket = config.agent.socket.display();
+        if let Some(folder) = config.agent.socket.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        }
+        let agent = Agent::start(tiers, config.agent.clone());
+        running.agent = Some(agent.with_context(|| format!("listen for engines at {socket}"))?);
+        Ok(running)
+    }
+
+    fn recover(&mut self) {
+        let (node, ready) = (self.node.clone(), self.ready.clone());
+        self.threads.push(std::thread::spawn(move || {
+            let began = Instant::now();
+            if let Err(error) = node.recover() {
+                error!(error = %anyhow::Error::new(error), "a disk cannot be used");
+            }
+            ready.store(true, Ordering::Release);
+            let blocks: u32 = node.usage().iter().map(|pool| pool.policy.disk).sum();
+            info!(blocks, ms = began.elapsed().as_millis() as u64, "disks are open");
+        }));
+    }
+
+    fn write_down(&mut self, commit_every: Duration, probe_every: Duration) {
+        let (node, stop) = (self.node.clone(), self.stop.clone());
+        self.threads.push(std::thread::spawn(move || {
+            let (mut probed, mut failing) = (Instant::now(), false);
+            while !stop.load(Ordering::Acquire) {
+                std::thread::sleep(commit_every);
+                match node.commit() {
+                    Ok(_) if failing => {
+                        failing = false;
+                        info!("changes are written down again");
+                    }
+                    Ok(_) => {}
+                    Err(error) if !failing => {
+                        failing = true;
+                        warn!(error = %anyhow::Error::new(error), "changes are not written down");
+                    }
+                    Err(_) => {}
+                }
+                if probed.elapsed() >= probe_every {
+                    node.probe();
+                    probed = Instant::now();
+                }
+            }
+        }));
+    }
+
+    /// Whether what the disks hold can be looked up.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Ends: makes the moves that wait, writes down what has changed, closes the sockets. What is in
+    /// RAM alone is copied to disk first, if that is done within `patience`.
+    pub fn end(mut self, patience: Duration) {
+        let began = Instant::now();
+        // Engines first: what they have under way ends, and they offer no more.
+        self.agent = None;
+        self.node.drain();
+        while began.elapsed() < patience && self.node.usage().iter().any(|pool| pool.waiting[1] > 0) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.halt();
+        if let Err(error) = self.node.commit() {
+            warn!(error = %anyhow::Error::new(error), "the last changes are not written down");
+        }
+    }
+
+    fn halt(&mut self) {
+        self.agent = None;
+        self.stop.store(true, Ordering::Release);
+        self.node.close();
+        for thread in self.threads.drain(..) {
+            // What a thread that panicked had to say was said.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+/// `kvd tier`: runs until it is told to stop.
+///
+/// # Errors
+///
+/// Where it cannot start.
+pub async fn run(config: TierConfig) -> anyhow::Result<()> {
+    // Before anything else, so that being told to stop early is not missed.
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    std::fs::create_dir_all(&config.folder).with_context(|| format!("make {}", config.folder.display()))?;
+    let http = TcpListener::bind(&config.http_listen)
+        .await
+        .with_context(|| format!("answer HTTP on {}", config.http_listen))?;
+    let http_at = http.local_addr().context("read the HTTP address")?;
+    let running = Arc::new(Running::start(&config)?);
+    let (stop, mut stopping) = watch::channel(false);
+    let server = tokio::spawn(connections::serve(router(&running), http, async move {
+        // An error means that the sender is gone, and so is the reason to go on.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    }));
+    // Who started it may not be listening, which is no reason to stop.
+    let mut out = std::io::stdout();
+    let (version, socket) = (env!("CARGO_PKG_VERSION"), config.agent.socket.display());
+    let _ = writeln!(out, "kvd tier {version} node={} http={http_at} socket={socket}", config.node);
+    for sockets in &running.sockets {
+        let Sockets { model, publish, replay, .. } = sockets;
+        let _ = writeln!(out, "model={model} publish={publish} replay={replay}");
+        info!(model, publish, replay, "publishing");
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("told to stop, writing down what there is");
+    stop.send_replace(true);
+    let _ = server.await;
+    match Arc::into_inner(running) {
+        Some(running) => tokio::task::spawn_blocking(move || running.end(Duration::from_secs(10)))
+            .await
+            .context("end the node")?,
+        // A connection that is still open has it, and drops it when it ends.
+        None => warn!("a request is still under way"),
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn router(running: &Arc<Running>) -> Router {
+    let (of_metrics, of_ready) = (running.clone(), running.clone());
+    let metrics = move || async move {
+        let type_ = [("content-type", crate::metrics::CONTENT_TYPE)];
+        (type_, metrics::render(&of_metrics.node, &of_metrics.publisher, of_metrics.agent.as_ref()))
+    };
+    let ready = move || async move {
+        match of_ready.is_ready() {
+            true => (StatusCode::OK, "ready\n"),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "reading the disk\n"),
+        }
+    };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+}
