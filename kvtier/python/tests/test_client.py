@@ -133,7 +133,7 @@ class FromDisk(WithAgent):
     def test_a_copy_would_be_counted(self) -> None:
         # The same, but slots that are on no page boundary.
         region, memory = Region.make(8, BLOCK + 512)
-        client = Client(self.agent.socket, HELLO, region)
+        client = Client(self.agent.socket, HELLO, region, patience=10.0)
         self.addCleanup(client.close)
         self.assertTrue(client.connect(10))
         engine = Engine.__new__(Engine)
@@ -288,7 +288,7 @@ class Regions(unittest.TestCase):
 def victim(path: str) -> None:
     """Stores and loads until it is killed."""
     region, memory = Region.make(64, BLOCK)
-    client = Client(path, HELLO, region)
+    client = Client(path, HELLO, region, patience=10.0)
     assert client.connect(10)
     chance = random.Random(os.getpid())
     first = True

@@ -149,6 +149,7 @@ class Storage(unittest.TestCase):
             "interface_v1": 1,
             "socket": self.agent.socket,
             "staging_bytes": 1 << 17,
+            "patience_ms": 10_000,
             **{key: value for key, value in options.items() if key in ("interface_v1", "connect_s")},
         }
         rank = {"tp_rank": options.get("tp_rank", 0), "tp_size": 2, "pp_rank": 0, "pp_size": 1}

@@ -116,7 +116,9 @@ class Vllm:
         primary = fitting(
             managers.CPUPrimaryTierOffloadingManager, num_chunks=CHUNKS, num_blocks=CHUNKS, mmap_region=region
         )
-        config = {"type": "KvTier", "module_path": "kvtier.vllm", "socket": agent.socket, **options}
+        config = {"type": "KvTier", "module_path": "kvtier.vllm", "socket": agent.socket}
+        # What is tested must not depend on how busy the machine is.
+        config |= {"patience_ms": 10_000, **options}
         create = factory.create_secondary_tier
         view = primary.get_kv_memoryview()
         try:
@@ -238,7 +240,7 @@ class KvTierUnderVllm(unittest.TestCase):
         engine.manager.shutdown()
 
     def test_an_engine_goes_on_without_its_agent_and_with_the_next(self) -> None:
-        engine = Vllm(self.agent, patience_ms=200)
+        engine = Vllm(self.agent)
         context = engine.request("a")
         numbers = list(range(16))
         engine.store(numbers, context)
@@ -251,7 +253,7 @@ class KvTierUnderVllm(unittest.TestCase):
         self.assertEqual(engine.look(list(range(200, 260)), context), [False] * 60)
         engine.store(list(range(60, 70)), context)
         engine.settle()
-        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertLess(time.monotonic() - began, 9.0)
         self.agent.start()
         self.assertTrue(engine.tier._client.connect(10))
         engine.store(list(range(70, 80)), context)
