@@ -155,7 +155,7 @@ impl<S: Sink> Follower<S> {
             Err(e) => self.step_over(seq, &e),
         }
         let stale = self.held.oldest_seen().is_some_and(|held| self.cursor.is_earlier(held));
-        if stale && self.rules.hold(Rule::TimeOrder) {
+        if stale {
             self.held.clear();
             self.cursor.forget_live();
         }

@@ -5,7 +5,8 @@ use super::cursor::Arrival;
 use super::replay::Answer;
 
 /// One rule of following a publisher. Not here is what no engine of the simulation does: numbers that fall
-/// within one replay, and messages that are no batches.
+/// within one replay, and messages that are no batches; nor what another rule hides: batches held back of an
+/// earlier life, which are dropped already when a new connection is told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// A live batch that is not the next one waits until what is before it is there.
@@ -24,9 +25,6 @@ pub enum Rule {
     Anchor,
     /// A replay without the last applied batch is another life's.
     MissingAnchor,
-    /// Batches held back of which the time shows that another life made them are not joined to what
-    /// a replay brought.
-    TimeOrder,
     /// After the connection was lost, the last applied batch is asked for again before anything is
     /// applied; where that cannot be, what was known is lost.
     Reconnect,
@@ -46,7 +44,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 16] = [
+    pub const ALL: [Rule; 15] = [
         Rule::Gap,
         Rule::Restart,
         Rule::Repeat,
@@ -55,7 +53,6 @@ impl Rule {
         Rule::LateHistory,
         Rule::Anchor,
         Rule::MissingAnchor,
-        Rule::TimeOrder,
         Rule::Reconnect,
         Rule::Proof,
         Rule::EarlyEnd,

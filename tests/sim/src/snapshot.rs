@@ -225,6 +225,7 @@ impl World {
     pub fn find_snapshot(&mut self, n: usize) {
         let boot = self.places[n].boot;
         let peer = (0..self.places.len()).find(|&p| p != n && self.places[p].node.is_some());
+        // A disk is read in no time; see what is not modelled.
         let mut patience: Time = 0;
         if let Some(peer) = peer.filter(|_| !self.rng.one_in(3)) {
             self.begin_cut(peer, Target::Peer { n, boot });

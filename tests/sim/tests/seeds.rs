@@ -3,7 +3,7 @@
 use kvd_sim::{LeftOut, Trace, many, run};
 
 /// Seeds of an ordinary test run; `cargo run --release -p kvd-sim -- seeds 10000` is the long one.
-const SEEDS: u64 = 2_500;
+const SEEDS: u64 = 5_000;
 
 #[test]
 fn whatever_goes_wrong_answers_are_right_or_say_that_they_may_not_be() {
