@@ -192,6 +192,15 @@ impl Lane {
         self.line_up(&mut queue);
     }
 
+    /// Notes that the socket of its live messages was connected again.
+    pub fn push_connected(self: &Arc<Self>) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.push_connected();
+            self.line_up(&mut queue);
+        }
+    }
+
     /// Takes an answer to request `ask`. False where there is no room: the request is cut off
     /// and the lane will ask for the rest.
     pub fn push_answer(self: &Arc<Self>, ask: u64, message: Message) -> bool {

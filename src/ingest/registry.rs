@@ -175,8 +175,10 @@ impl Registry {
         let lane = self.lane_for(spec, holder, replay);
         if let Some(address) = &dial {
             let inlet = Inlet::Live(holder);
-            match self.readers.sockets().dial(self.readers.desk_of(inlet), address) {
-                Ok(socket) => self.readers.add(inlet, socket, Inflow::Lane(Arc::clone(&lane))),
+            match self.readers.sockets().dial(address) {
+                Ok((socket, connections)) => {
+                    self.readers.add(inlet, socket, Inflow::Lane { lane: Arc::clone(&lane), connections });
+                }
                 Err(e) if origin == Origin::Reloaded => unusable(&lane, "endpoint", e),
                 Err(e) => {
                     self.index.detach(holder);

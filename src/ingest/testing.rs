@@ -197,6 +197,12 @@ impl Rig {
         self.asked.map(|(_, from)| from)
     }
 
+    /// The live socket is connected again.
+    pub fn connected(&mut self) {
+        self.follower.connected(self.now);
+        self.settle();
+    }
+
     /// The live socket brings the engine's batches `seqs`.
     pub fn live(&mut self, seqs: impl IntoIterator<Item = u64>) {
         for seq in seqs {
