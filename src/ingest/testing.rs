@@ -55,8 +55,6 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         losses: 0,
         misranked: 0,
         queued: 0,
-        losses: 0,
-        misranked: 0,
         last_error: None,
     }
 }
