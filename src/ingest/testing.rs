@@ -52,9 +52,9 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         replays: 0,
         malformed: 0,
         dropped: 0,
+        queued: 0,
         losses: 0,
         misranked: 0,
-        queued: 0,
         last_error: None,
     }
 }
