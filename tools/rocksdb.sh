@@ -1,3 +1,5 @@
+# shellcheck shell=bash disable=SC2154 # what is not assigned here, ./run assigns
+#
 # Which RocksDB does a build link, and where do its headers lie? Sourced by ./run.
 #
 # The crate (librocksdb-sys in Cargo.lock) carries RocksDB's C++ and compiles it, a quarter of an hour
@@ -128,6 +130,7 @@ build_rocksdb() {
         flock "$lock"
     fi
     if ! find_built_rocksdb; then
+        ! may_take_system || say "the system has no RocksDB 7.8 or 7.9, and offers none"
         say "compiling RocksDB $(rocksdb_version) into $rocksdb_dir, once for all builds:"
         say "15 to 25 minutes on two cores, here $jobs files at a time"
         quietly rocksdb-build compile_rocksdb "$jobs" || fail "RocksDB did not compile" \
@@ -163,7 +166,7 @@ compile_rocksdb() {
     nl -w 1 -s ' ' "$objects/list" | xargs -P "$1" -L 1 bash -c '
         object=$objects/${2//\//_}.o
         [[ ! -s $object ]] || exit 0
-        echo "compiling RocksDB, file $1 of $(wc -l <"$objects/list"): $2"
+        echo "compiling RocksDB, file $1 of $(wc -l <"$objects/list"): ${2#rocksdb/}"
         c++ -std=c++17 -O2 -fPIC -ffunction-sections -fdata-sections -w -include cstdint -DNDEBUG -DOS_LINUX \
             -DROCKSDB_PLATFORM_POSIX -DROCKSDB_LIB_IO_POSIX -DROCKSDB_SUPPORT_THREAD_LOCAL \
             -I"$crate" -I"$crate/rocksdb" -I"$crate/rocksdb/include" \

@@ -3,6 +3,7 @@
 //! Each subcommand is one workload of README.md, which says what it measures and what makes a
 //! run valid. Every answer that is timed is also checked; the exit code is 1 when any is wrong.
 
+mod agent;
 mod alloc;
 mod engine;
 mod grpc;
@@ -76,6 +77,8 @@ enum Workload {
     PlanParts(plan_parts::Args),
     /// How soon come first tokens, by who decides where prefill happens and what moves?
     Transfers(transfers::Args),
+    /// What does it cost an engine to ask its node's agent?
+    Agent(agent::Args),
 }
 
 /// What every workload is given.
@@ -116,6 +119,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Plan(args) => plan::run(&setting, &args),
         Workload::PlanParts(args) => plan_parts::run(&setting, &args),
         Workload::Transfers(args) => transfers::run(&args),
+        Workload::Agent(args) => agent::run(&setting, &args),
     };
     println!("\nload average after: {}", machine::load());
     verdict

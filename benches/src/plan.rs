@@ -137,6 +137,7 @@ fn request(names: &[String], prompt: &Prompt, pass: usize, i: usize) -> kv::Plan
         can_prefill: at % 2 == 0,
         can_decode: at % 2 == 1,
         can_source: true,
+        compat_class: "a".to_owned(),
         load: Some(kv::PodLoad { waiting_tokens: 20_000 * (at % 2) as u64, ..kv::PodLoad::default() }),
         ..kv::TransferPod::default()
     };

@@ -1,10 +1,17 @@
 //! A fixed number of slots in RAM, and which of them hold what.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
-use memmap2::MmapMut;
+use memmap2::MmapOptions;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::slot::{Held, Lease, Pool, Reserved, Slot, SlotId, lock};
+
+/// Slots start on multiples of this in their file.
+const PAGE: usize = 4096;
 
 /// An arena could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +64,15 @@ pub struct Stats {
 
 /// Slots of one size in RAM. All methods take `&self` and may be called from any thread.
 ///
-/// Each slot is an anonymous mapping of its own, so it starts on a page, as direct I/O wants
-/// it, and takes memory only once written.
+/// The slots are in one file in memory, so that another process can map them, but only to read:
+/// the file can be neither cut nor grown, nor written to by any mapping but the arena's own. Each
+/// slot is a mapping of its own that starts on a page, as direct I/O wants it, and takes memory
+/// only once written.
 #[derive(Debug)]
 pub struct Arena {
     slot_bytes: usize,
     slots: usize,
+    file: File,
     pool: Arc<Mutex<Pool>>,
     table: Arc<Mutex<Table>>,
 }
@@ -77,19 +87,30 @@ impl Arena {
         if slot_bytes == 0 || slots == 0 {
             return Err(ArenaError::Empty { slot_bytes, slots });
         }
+        let failed = |index| move |source| ArenaError::Map { slot_bytes, index, source };
+        let stride = slot_bytes.checked_next_multiple_of(PAGE).and_then(|stride| u64::try_from(stride).ok());
+        let bytes = stride.and_then(|stride| stride.checked_mul(u64::from(slots)));
+        let (Some(stride), Some(bytes)) = (stride, bytes) else {
+            return Err(failed(0)(io::ErrorKind::OutOfMemory.into()));
+        };
+        let file = memory(bytes).map_err(failed(0))?;
         let mut pool = Pool::default();
         // From the last, so that the first slot is the first to be used.
         for index in (0..slots).rev() {
-            let bytes = MmapMut::map_anon(slot_bytes).map_err(|source| ArenaError::Map {
-                slot_bytes,
-                index,
-                source,
-            })?;
-            pool.idle.push(Slot { id: SlotId { index, generation: 0 }, bytes });
+            let offset = u64::from(index) * stride;
+            let mut map = MmapOptions::new();
+            // SAFETY: the file is this arena's own and sealed below; others map it to read at
+            // most, and each slot is mapped once.
+            let bytes = unsafe { map.offset(offset).len(slot_bytes).map_mut(&file) };
+            let bytes = bytes.map_err(failed(index))?;
+            pool.idle.push(Slot { id: SlotId { index, generation: 0 }, offset, bytes });
         }
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals).map_err(|error| failed(0)(error.into()))?;
         Ok(Arena {
             slot_bytes,
             slots: slots as usize,
+            file,
             pool: Arc::new(Mutex::new(pool)),
             table: Arc::new(Mutex::new(Table::default())),
         })
@@ -98,6 +119,16 @@ impl Arena {
     /// Bytes per slot.
     pub fn slot_bytes(&self) -> usize {
         self.slot_bytes
+    }
+
+    /// The file that the slots are in, for others to map and read. See [`Lease::offset`].
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Bytes of that file.
+    pub fn file_bytes(&self) -> u64 {
+        self.slots as u64 * self.slot_bytes.next_multiple_of(PAGE) as u64
     }
 
     /// A slot to write a payload to; `None` where none is idle.
@@ -161,6 +192,13 @@ impl Drop for Arena {
         let mut idle = std::mem::take(&mut lock(&self.pool).idle);
         idle.sort_unstable_by_key(|slot| slot.id.index);
     }
+}
+
+/// A file in memory that is not in any file system.
+fn memory(bytes: u64) -> io::Result<File> {
+    let file = File::from(memfd_create("kvtier-arena", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    file.set_len(bytes)?;
+    Ok(file)
 }
 
 /// Which payloads can be leased.
@@ -291,6 +329,23 @@ mod tests {
         let lease = arena.lease(id).unwrap();
         drop(arena);
         assert_eq!(lease.verify(Key(1)), Ok(()));
+    }
+
+    #[test]
+    fn others_can_read_what_is_leased_and_write_nothing() {
+        let arena = Arena::new(5000, 3).unwrap();
+        put(&arena, 1, 7).unwrap();
+        let lease = arena.lease(put(&arena, 2, 9).unwrap()).unwrap();
+        let file = File::from(arena.file().try_clone_to_owned().unwrap());
+        assert_eq!((lease.offset(), arena.file_bytes()), (8192, 3 * 8192));
+        let mut map = MmapOptions::new();
+        // SAFETY: nothing is written while the map is looked at.
+        let map = unsafe { map.offset(lease.offset()).len(5000).map(&file) }.unwrap();
+        assert_eq!(&map[..], &lease[..]);
+        // SAFETY: it is refused.
+        assert!(unsafe { MmapOptions::new().map_mut(&file) }.is_err());
+        assert!(file.set_len(0).is_err() && file.set_len(1 << 20).is_err());
+        assert!(rustix::io::pwrite(&file, b"x", 0).is_err());
     }
 
     #[test]

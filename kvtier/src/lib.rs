@@ -10,8 +10,8 @@
 //!                     (written)        (leased, read, verified)
 //! ```
 //!
-//! A full arena refuses; what to free is the policy's decision. A shared tier is not in here, and
-//! neither is what carries moves out.
+//! A full arena refuses; what to free is the policy's decision. A [`node`] ties all of that together,
+//! carries moves out and tells of them.
 //!
 //! ```
 //! use kvtier::{Arena, Key};
@@ -30,8 +30,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod agent;
 mod arena;
+pub mod node;
 pub mod policy;
+pub mod shared;
 mod slot;
 pub mod store;
 

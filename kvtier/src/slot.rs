@@ -41,6 +41,8 @@ pub struct Corrupt {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub id: SlotId,
+    /// In the arena's file.
+    pub offset: u64,
     pub bytes: MmapMut,
 }
 
@@ -143,6 +145,11 @@ impl Drop for Held {
 pub struct Lease(pub(crate) Arc<Held>);
 
 impl Lease {
+    /// Where the payload is in [`Arena::file`](crate::Arena::file).
+    pub fn offset(&self) -> u64 {
+        self.0.slot.as_ref().map_or(0, |slot| slot.offset)
+    }
+
     /// Checks that the payload is what was committed under `key`, by its checksum.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use kvtier::policy::{BlockId, Config, Move, Owner, Planner, Tier};
-use kvtier::store::{Backend, Get, Layout, Put, Read, Store, StoreKey};
+use kvtier::store::{Backend, Get, Layout, Put, Read, Store, StoreKey, parents_first};
 
 const LAYOUT: Layout = Layout { block_bytes: 8192, slots: 40, segment_slots: 16 };
 const CONFIG: Config = Config {
@@ -104,7 +104,7 @@ fn what_the_policy_moves_is_what_the_store_has_before_and_after_a_restart() {
     drop(mover.store);
     let (store, records) = Store::open(folder.path(), LAYOUT, Backend::Auto).unwrap();
     let mut planner = Planner::new(CONFIG);
-    for record in &records {
+    for record in &parents_first(&records) {
         let id = record.key.id();
         assert!(planner.restore(id, record.after, record.owner, Tier::Disk));
         let there = record.after.filter(|after| records.iter().any(|r| r.key.id() == *after));

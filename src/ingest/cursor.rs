@@ -61,13 +61,29 @@ pub struct Position {
     /// Last batch applied or stepped over; `None` = none yet.
     pub seq: Option<u64>,
     /// The engine's time of exactly that batch; `None` where it could not be read.
+    #[serde(with = "bits")]
     pub ts: Option<f64>,
     /// The latest time among all batches applied.
+    #[serde(with = "bits")]
     pub newest_ts: Option<f64>,
     /// Whether all that the engine stored since its start, or since a clear, was known.
     pub complete: bool,
     /// Which life of the engine spoke, where its messages say so.
     pub life: Option<[u8; 16]>,
+}
+
+/// Times as their bits: read from decimals they may differ in the last one, and a batch with another time
+/// is another life's.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(ts: &Option<f64>, to: S) -> Result<S::Ok, S::Error> {
+        ts.map(f64::to_bits).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(f64::from_bits))
+    }
 }
 
 impl Cursor {
@@ -107,6 +123,14 @@ impl Cursor {
     /// Whether `ts` contradicts what was stored of batch `seq`: another engine made this one.
     pub fn contradicts(&self, seq: u64, ts: f64) -> bool {
         self.last == Some(seq) && self.last_ts.is_some_and(|stored| stored.to_bits() != ts.to_bits())
+    }
+
+    /// Whether `held`, from the live socket, has the number after the last applied one and was made before
+    /// it. A life's times rise with its numbers, and each life begins after the one before: it is an
+    /// earlier life's.
+    pub fn is_earlier(&self, held: Seen) -> bool {
+        held.seq.checked_sub(1).is_some_and(|before| self.last == Some(before))
+            && self.last_ts.is_some_and(|ts| held.ts < ts)
     }
 
     /// Classifies a live batch without moving the cursor.
@@ -172,6 +196,11 @@ impl Cursor {
     pub fn stepped_over(&mut self, seq: u64) {
         self.last = Some(seq);
         self.last_ts = None;
+    }
+
+    /// Forgets what came from the live socket: an earlier life sent it.
+    pub fn forget_live(&mut self) {
+        self.live = None;
     }
 
     /// Forgets what was applied: what is held back from the live socket comes next.
@@ -291,6 +320,25 @@ mod tests {
         assert!(!c.contradicts(3, 1.0), "nothing is stored of batches before the last");
         c.stepped_over(5);
         assert!(!c.contradicts(5, 1.0), "nothing is stored of a batch that could not be read");
+    }
+
+    #[test]
+    fn a_position_that_was_written_down_has_the_same_times_to_the_last_bit() {
+        for step in 0..10_000 {
+            let ts = Some(1_764_083_889.0 + f64::from(step) * 0.123_456_7);
+            let position = Position { seq: Some(1), ts, newest_ts: ts, ..Position::default() };
+            let text = serde_json::to_vec(&position).expect("numbers");
+            assert_eq!(serde_json::from_slice::<Position>(&text).expect("as written"), position);
+        }
+    }
+
+    #[test]
+    fn the_next_number_with_an_earlier_time_is_an_earlier_lifes() {
+        let c = at(4);
+        assert!(!c.is_earlier(batch(5)));
+        assert!(c.is_earlier(Seen { ts: 50.0, ..batch(5) }));
+        assert!(!c.is_earlier(Seen { ts: 50.0, ..batch(7) }), "there is a hole between");
+        assert!(!Cursor::default().is_earlier(Seen { ts: 50.0, ..batch(0) }));
     }
 
     #[test]

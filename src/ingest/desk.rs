@@ -24,6 +24,7 @@ pub fn work<S: Sink>(
             Item::Live { message, at } => follower.live(message, at, now),
             Item::Answer { ask, message } => follower.answer(ask, &message, now),
             Item::CutOff { ask } => follower.cut_off(ask, now),
+            Item::Connected => follower.connected(now),
         }
         requests.extend(follower.take_request());
         shown(follower, queue::oldest(&items));

@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 use super::cursor::{Arrival, Cursor, Seen};
 use super::held::{Held, HeldBatch};
 use super::message::Message;
+use super::repair::FIRST_CHECK;
 use super::replay::{Patience, Session};
 use super::rules::{Rule, Rules};
 use super::stats::Counters;
@@ -43,6 +44,8 @@ pub trait Sink {
     fn applied(&mut self, seq: u64, ts: f64) {
         let _ = (seq, ts);
     }
+    /// Notes that what comes from now on is of another engine than what came before.
+    fn begin_life(&mut self) {}
 }
 
 /// What the follower wants of the replay socket.
@@ -111,8 +114,8 @@ pub struct Follower<S> {
     pub(super) life: Option<[u8; 16]>,
     /// Whether what the engine told before is still being fetched: until then batches are held back.
     pub(super) waiting: bool,
-    /// Whether the engine that speaks is known to be the one of the snapshot gone on from. Until then
-    /// what comes is held back.
+    /// Whether the engine that speaks is known to be the one whose batches are applied: not after a
+    /// snapshot, and not after the connection was lost. Until then what comes is held back.
     pub(super) proven: bool,
     /// Whether the engine began anew meanwhile.
     pub(super) began_anew: bool,
@@ -125,6 +128,8 @@ pub struct Follower<S> {
     pub(super) keeps_history: bool,
     /// Whether it can tell that nothing was missed.
     pub(super) checkable: bool,
+    /// Whether its socket was connected before.
+    was_connected: bool,
     /// When to make sure that nothing was missed.
     pub(super) check_at: Option<Instant>,
     pub(super) last_live: Option<Instant>,
@@ -168,6 +173,7 @@ impl<S: Sink> Follower<S> {
             request: None,
             keeps_history: false,
             checkable: true,
+            was_connected: false,
             check_at: None,
             last_live: None,
             doubt_until: None,
@@ -193,6 +199,28 @@ impl<S: Sink> Follower<S> {
         &mut self.sink
     }
 
+    /// The live socket is connected again: what was published meanwhile is lost, and it may be another
+    /// life of the engine that speaks from now on, even if its next number fits.
+    pub fn connected(&mut self, now: Instant) {
+        if !self.rules.hold(Rule::Reconnect) {
+            return;
+        }
+        if !self.held.is_empty() {
+            // What comes next may be another life's. These come again with the replay that fills the hole.
+            self.held.clear();
+            self.cursor.forget_live();
+        }
+        let asked_before = std::mem::replace(&mut self.was_connected, true) && self.session.is_some();
+        if self.cursor.last().is_some() {
+            self.proven = false;
+            self.check_now(now);
+        }
+        if asked_before {
+            // What was asked for before may still come, from the life before.
+            self.ask(now);
+        }
+    }
+
     /// Takes a message of the live socket that arrived at `at`.
     pub fn live(&mut self, message: Message, at: Instant, now: Instant) {
         let frames = message.frames();
@@ -213,7 +241,8 @@ impl<S: Sink> Follower<S> {
         self.heard = true;
         self.last_live = Some(now);
         if self.profile.replayable && self.checkable {
-            self.check_at.get_or_insert(now + self.limits.check_after);
+            let wait = if self.keeps_history { self.limits.check_after } else { FIRST_CHECK };
+            self.check_at.get_or_insert(now + wait);
         }
         self.count_skipped(&batch);
         let seen = Seen { seq: live.seq, ts: batch.ts, empty: batch.is_empty() };
@@ -324,13 +353,16 @@ impl<S: Sink> Follower<S> {
 
     /// Applies what was held back as far as there is no hole.
     pub(super) fn drain(&mut self) {
+        if !self.proven {
+            return;
+        }
         while let Some(front) = self.held.front() {
             let known = self.cursor.last().is_some_and(|last| front <= last);
             if !known && self.cursor.next() != Some(front) {
                 return;
             }
             let Some(batch) = self.held.pop() else { return };
-            if known {
+            if known && self.rules.hold(Rule::Repeat) {
                 self.counters.ignored.add(1);
             } else {
                 self.apply_held(batch);
@@ -351,6 +383,7 @@ impl<S: Sink> Follower<S> {
     pub(super) fn forget(&mut self, why: &str) {
         info!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), "engine restarted, learning anew");
         self.counters.restarts.add(1);
+        self.sink.begin_life();
         if self.rules.hold(Rule::ForgetOnRestart) {
             self.sink.clear();
             self.doubt_until = None;
@@ -358,6 +391,7 @@ impl<S: Sink> Follower<S> {
         self.unreadable.clear();
         self.complete = false;
         self.proven = true;
+        self.checkable = true;
     }
 
     pub(super) fn malformed(&mut self, e: &dyn Display) {

@@ -23,7 +23,8 @@ use super::queue::{Queue, QueueLimits};
 use super::socket::Address;
 use super::stats::Counters;
 use crate::outcome::Account;
-use crate::publisher::{Freshness, PublisherSpec, PublisherStatus};
+use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus};
+use crate::state::Catalog;
 
 /// Messages that a lane may apply before it is the next one's turn.
 const TURN: usize = 64;
@@ -39,6 +40,10 @@ pub struct Place {
     pub holder: HolderId,
     /// What is also told what happens, after the index.
     pub account: Arc<Account>,
+    /// Where lives are counted.
+    pub catalog: Arc<Catalog>,
+    /// By which name.
+    pub key: PublisherKey,
     /// Who wants to know what is held as of a batch that is still to come.
     pub probe: Option<Probe>,
 }
@@ -77,6 +82,11 @@ impl Sink for Place {
             // Whoever asked may have given up.
             let _ = probe.tell.try_send((ts, digest));
         }
+    }
+
+    fn begin_life(&mut self) {
+        // Whoever is not kept on disk has only one life there.
+        let _ = self.catalog.begin_life(&self.key);
     }
 }
 
@@ -180,6 +190,15 @@ impl Lane {
             self.gauges.oldest_queued.set_if_none(at);
         }
         self.line_up(&mut queue);
+    }
+
+    /// Notes that the socket of its live messages was connected again.
+    pub fn push_connected(self: &Arc<Self>) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.push_connected();
+            self.line_up(&mut queue);
+        }
     }
 
     /// Takes an answer to request `ask`. False where there is no room: the request is cut off

@@ -18,6 +18,10 @@ impl<S: Sink> Follower<S> {
     /// Gives up what lies before the batches held back and goes on from them.
     pub(super) fn accept_loss(&mut self, why: &str, now: Instant) {
         self.finish();
+        if self.profile.replayable {
+            // There may be more than nobody waited for.
+            self.check_at = Some(now + self.limits.check_after);
+        }
         self.drain();
         while let Some(front) = self.held.front() {
             let start = if self.is_unreadable(front) { Some(front) } else { self.held.last_run() };
@@ -30,11 +34,12 @@ impl<S: Sink> Follower<S> {
         }
     }
 
-    /// Whether everything between the last applied batch and `seq` came, but could not be read.
+    /// Whether everything between the last applied batch and `seq` came, from the same life of the
+    /// engine, but could not be read.
     fn is_unreadable(&self, seq: u64) -> bool {
-        let Some(next) = self.cursor.next() else { return false };
+        let (true, Some(next)) = (self.proven, self.cursor.next()) else { return false };
         let missing = seq.saturating_sub(next);
-        missing <= MAX_UNREADABLE as u64 && (next..seq).all(|s| self.unreadable.contains(&s))
+        missing > 0 && missing <= MAX_UNREADABLE as u64 && (next..seq).all(|s| self.unreadable.contains(&s))
     }
 
     /// Moves to just before `seq` without the batches in between.

@@ -56,6 +56,7 @@ pub use stats::Totals;
 #[doc(hidden)]
 pub mod pure {
     pub use super::budget::Budget;
+    pub use super::cursor::Position;
     pub use super::desk::{expire, settle, work};
     pub use super::follow::{Follower, Limits, Profile, Request, Sink};
     pub use super::message::Message;
@@ -162,7 +163,8 @@ impl Publishers {
         let n = config.threads.max(1);
         let listens = config.listen.clone();
         let system = |e: zmq::Error| StartError::Threads(std::io::Error::from_raw_os_error(e.to_raw()));
-        let (readers, ends) = Readers::new(n, config.max_message_bytes).map_err(system)?;
+        let (readers, ends) =
+            Readers::new(n, config.max_publishers, config.max_message_bytes).map_err(system)?;
         let readers = Arc::new(readers);
         let (appliers, signals): (Vec<_>, Vec<_>) = (0..n).map(|_| unbounded()).unzip();
         let publishers = Arc::new(Publishers {

@@ -21,6 +21,8 @@ pub struct QueueLimits {
 /// Something that waits.
 #[derive(Debug)]
 pub enum Item {
+    /// The live socket was connected again.
+    Connected,
     /// A live message and when it arrived.
     Live {
         /// The message.
@@ -94,6 +96,14 @@ impl Queue {
         fits
     }
 
+    /// Notes that the live socket was connected again.
+    pub fn push_connected(&mut self) {
+        // A connection that comes and goes without a message takes no more room than one that stays.
+        if !matches!(self.items.back(), Some(Item::Connected)) {
+            self.items.push_back(Item::Connected);
+        }
+    }
+
     /// Takes an answer. False where there is no room; what waits behind it will know.
     pub fn push_answer(&mut self, ask: u64, mut message: Message, limits: &QueueLimits) -> bool {
         let fits = self.answers.take(&mut message, limits);
@@ -109,7 +119,7 @@ impl Queue {
             match item {
                 Item::Live { message, .. } => self.live.release(message),
                 Item::Answer { message, .. } => self.answers.release(message),
-                Item::CutOff { .. } => {}
+                Item::CutOff { .. } | Item::Connected => {}
             }
         }
         taken
@@ -140,7 +150,7 @@ impl Queue {
 pub fn oldest(items: &VecDeque<Item>) -> Option<Instant> {
     items.iter().find_map(|item| match item {
         Item::Live { at, .. } => Some(*at),
-        Item::Answer { .. } | Item::CutOff { .. } => None,
+        Item::Answer { .. } | Item::CutOff { .. } | Item::Connected => None,
     })
 }
 

@@ -14,7 +14,7 @@ use super::follow::Request;
 use super::hub::Hub;
 use super::lane::Lane;
 use super::message::Message;
-use super::socket::Sockets;
+use super::socket::{Connections, Sockets};
 
 /// Frames of a message; one with more is no event and is not kept.
 const MAX_FRAMES: usize = 16;
@@ -24,7 +24,12 @@ const TURN: usize = 128;
 /// Where a socket's messages go.
 pub enum Inflow {
     /// To the publisher that was dialled.
-    Lane(Arc<Lane>),
+    Lane {
+        /// Whose messages they are.
+        lane: Arc<Lane>,
+        /// Tells when its socket was connected.
+        connections: Connections,
+    },
     /// To the publisher that the topic names.
     Hub(Arc<Hub>),
     /// To the publisher that asked for a replay.
@@ -76,8 +81,8 @@ pub struct Reader {
 
 impl Readers {
     /// Makes `n` readers; each is to be [run](Reader::run) on a thread.
-    pub fn new(n: usize, max_message: usize) -> zmq::Result<(Readers, Vec<Reader>)> {
-        let sockets = Sockets::new(n, max_message);
+    pub fn new(n: usize, publishers: usize, max_message: usize) -> zmq::Result<(Readers, Vec<Reader>)> {
+        let sockets = Sockets::new(n, publishers, max_message);
         let mut desks = Vec::new();
         let mut readers = Vec::new();
         for i in 0..n {
@@ -121,7 +126,7 @@ impl Readers {
             Request::Close => return self.remove(inlet),
         };
         let Some(address) = &lane.replay else { return };
-        match self.sockets.ask(self.desk_of(inlet), address, from) {
+        match self.sockets.ask(address, from) {
             Ok(socket) => self.add(inlet, socket, Inflow::Answers { lane: Arc::clone(lane), ask }),
             // Like an engine that does not answer: it is asked again after a while.
             Err(e) => {
@@ -199,6 +204,10 @@ impl Reader {
 
 /// Moves messages of one socket. False where it is to be closed.
 fn read(socket: &Socket, inflow: &Inflow, max_message: usize) -> bool {
+    if let Inflow::Lane { lane, connections } = inflow {
+        read_lane(socket, lane, connections, max_message);
+        return true;
+    }
     let mut scratch = zmq::Message::new();
     for _ in 0..TURN {
         let message = match receive(socket, &mut scratch, max_message) {
@@ -206,14 +215,16 @@ fn read(socket: &Socket, inflow: &Inflow, max_message: usize) -> bool {
             Ok(None) => return true,
             Err(TooMuch) => {
                 match inflow {
-                    Inflow::Lane(lane) | Inflow::Answers { lane, .. } => lane.counters.malformed.add(1),
+                    Inflow::Lane { lane, .. } | Inflow::Answers { lane, .. } => {
+                        lane.counters.malformed.add(1);
+                    }
                     Inflow::Hub(hub) => hub.unclaimed(),
                 }
                 continue;
             }
         };
         match inflow {
-            Inflow::Lane(lane) => lane.push_live(message, Instant::now()),
+            Inflow::Lane { lane, .. } => lane.push_live(message, Instant::now()),
             Inflow::Hub(hub) => hub.push(message, Instant::now()),
             Inflow::Answers { lane, ask } => {
                 if !lane.push_answer(*ask, message) {
@@ -223,6 +234,28 @@ fn read(socket: &Socket, inflow: &Inflow, max_message: usize) -> bool {
         }
     }
     true
+}
+
+/// Moves messages of a dialled publisher.
+fn read_lane(socket: &Socket, lane: &Arc<Lane>, connections: &Connections, max_message: usize) {
+    let mut scratch = zmq::Message::new();
+    let mut messages = Vec::new();
+    for _ in 0..TURN {
+        match receive(socket, &mut scratch, max_message) {
+            Ok(Some(message)) => messages.push((message, Instant::now())),
+            Ok(None) => break,
+            Err(TooMuch) => lane.counters.malformed.add(1),
+        }
+    }
+    // Asked after they were read and told before them: a connection is told of before anything can be read
+    // that came over it, so that none of these is from one that the lane does not know of. Some may be
+    // from the one before, which costs a question and no more.
+    if !messages.is_empty() && connections.came() {
+        lane.push_connected();
+    }
+    for (message, at) in messages {
+        lane.push_live(message, at);
+    }
 }
 
 /// A message with more frames or bytes than any event.

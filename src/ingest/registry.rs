@@ -175,8 +175,10 @@ impl Registry {
         let lane = self.lane_for(spec, holder, replay);
         if let Some(address) = &dial {
             let inlet = Inlet::Live(holder);
-            match self.readers.sockets().dial(self.readers.desk_of(inlet), address) {
-                Ok(socket) => self.readers.add(inlet, socket, Inflow::Lane(Arc::clone(&lane))),
+            match self.readers.sockets().dial(address) {
+                Ok((socket, connections)) => {
+                    self.readers.add(inlet, socket, Inflow::Lane { lane: Arc::clone(&lane), connections });
+                }
                 Err(e) if origin == Origin::Reloaded => unusable(&lane, "endpoint", e),
                 Err(e) => {
                     self.index.detach(holder);
@@ -225,8 +227,14 @@ impl Registry {
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
-        let account = Arc::new(Account::new(Arc::clone(&self.distrusted)));
-        let place = Place { index: Arc::clone(&self.index), holder, account, probe: None };
+        let place = Place {
+            index: Arc::clone(&self.index),
+            holder,
+            account: Arc::new(Account::new(Arc::clone(&self.distrusted))),
+            catalog: Arc::clone(&self.catalog),
+            key: spec.key(),
+            probe: None,
+        };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 

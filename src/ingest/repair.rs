@@ -16,8 +16,9 @@ use super::replay::{Answer, Session, Verdict};
 use super::rules::Rule;
 
 /// The subscription takes effect a moment after the first replay was asked for; what was
-/// published in between is looked for this much later.
-const FIRST_CHECK: Duration = Duration::from_secs(1);
+/// published in between is looked for this much later. So is whether the engine keeps a history at
+/// all: later, an empty answer could as well be that of another life.
+pub(super) const FIRST_CHECK: Duration = Duration::from_secs(1);
 
 impl<S: Sink> Follower<S> {
     /// Takes an answer to request `ask`.
@@ -111,6 +112,7 @@ impl<S: Sink> Follower<S> {
         let meaning = self.rules.of_replayed(session.answer(seq, last, now));
         self.heard = true;
         self.keeps_history = true;
+        self.checkable = true;
         let batch = decode(self.profile.engine, payload);
         match meaning {
             Answer::Known => return,
@@ -128,9 +130,6 @@ impl<S: Sink> Follower<S> {
                 }
                 self.is_proven();
                 return self.caught_up(now);
-            }
-            Answer::Next if !self.proven => {
-                self.distrust(seq, "the engine does not keep the snapshot's last batch", now)
             }
             Answer::Next => {}
             Answer::Hole { kept: true } => match session.failed(last, false, now) {
@@ -154,6 +153,11 @@ impl<S: Sink> Follower<S> {
                 self.apply(Seen { seq, ts: batch.ts, empty: batch.is_empty() }, &batch);
             }
             Err(e) => self.step_over(seq, &e),
+        }
+        let stale = self.held.oldest_seen().is_some_and(|held| self.cursor.is_earlier(held));
+        if stale && self.rules.hold(Rule::TimeOrder) {
+            self.held.clear();
+            self.cursor.forget_live();
         }
         self.drain();
         self.caught_up(now);
@@ -184,12 +188,6 @@ impl<S: Sink> Follower<S> {
         session.ended();
         self.heard = true;
         if session.anchor_is_gone() && self.rules.hold(Rule::MissingAnchor) {
-            if self.checking && !self.keeps_history {
-                // An engine that keeps no history cannot be checked.
-                self.finish();
-                self.checkable = false;
-                return;
-            }
             // The engine has published less than was applied, so it is another one, and what
             // was held back is the earlier one's too.
             return self.taken_over("it has published less than was applied", false, now);
@@ -205,7 +203,7 @@ impl<S: Sink> Follower<S> {
         if self.cursor.last().is_none() {
             // Nothing was ever published. An engine that was followed before and keeps no
             // history says the same.
-            self.complete = !self.met;
+            self.complete = !self.met || self.keeps_history;
         }
         let first = self.cursor.live().is_none() && !self.checking;
         self.finish();
@@ -244,7 +242,12 @@ impl<S: Sink> Follower<S> {
                 self.finish();
                 self.check_at = Some(now + self.limits.check_after);
             }
-            Verdict::GiveUp => self.accept_loss("replay brought nothing", now),
+            Verdict::GiveUp => {
+                // An engine that has published and answers without a batch keeps no history, and an
+                // empty answer of it means nothing.
+                self.checkable = self.keeps_history || !session.heard();
+                self.accept_loss("replay brought nothing", now);
+            }
         }
     }
 
@@ -264,7 +267,8 @@ impl<S: Sink> Follower<S> {
             self.check_at = None;
             return;
         }
-        let due = self.last_live.map_or(due, |l| due.max(l + self.limits.check_after));
+        let quiet = self.last_live.filter(|_| self.keeps_history).map(|l| l + self.limits.check_after);
+        let due = quiet.map_or(due, |quiet| due.max(quiet));
         if now < due {
             self.check_at = Some(due);
             return;
@@ -277,8 +281,9 @@ impl<S: Sink> Follower<S> {
         if self.session.is_some() || self.waiting {
             return false;
         }
+        // Also where nothing is asked: a deadline that stays behind would be acted upon without end.
+        self.check_at = None;
         if self.profile.replayable && self.checkable {
-            self.check_at = None;
             self.checking = true;
             self.session = Some(Session::new(self.limits.patience, now));
             self.ask(now);

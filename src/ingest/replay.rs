@@ -156,6 +156,8 @@ impl Session {
         match last {
             Some(last) if seq < last => Answer::Known,
             Some(last) if seq == last => Answer::Anchor,
+            // Where the last applied batch is kept no more, nothing tells whose the next one is.
+            Some(last) if seq - last == 1 && before.is_none() => Answer::Hole { kept: false },
             Some(last) if seq - last == 1 => Answer::Next,
             None if seq == 0 => Answer::Next,
             _ => Answer::Hole { kept: before.is_some() },

@@ -13,6 +13,7 @@ use super::cursor::{Arrival, Position};
 use super::follow::{Follower, Sink};
 use super::held::HeldBatch;
 use super::replay::Session;
+use super::rules::Rule;
 
 impl<S: Sink> Follower<S> {
     /// Where the stream stands, to go on from later.
@@ -48,7 +49,10 @@ impl<S: Sink> Follower<S> {
         }
         match self.compare_held() {
             Some(same) if same && !another_id => {}
-            None if !another_id => self.proven = !self.profile.replayable || from.seq.is_none(),
+            None if !another_id => {
+                let provable = self.profile.replayable && from.seq.is_some();
+                self.proven = !(provable && self.rules.hold(Rule::Proof));
+            }
             Some(_) | None => {
                 self.forget("another engine speaks than at the snapshot");
                 self.cursor.forget_applied();

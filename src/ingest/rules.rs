@@ -4,7 +4,8 @@
 use super::cursor::Arrival;
 use super::replay::Answer;
 
-/// One rule of following a publisher.
+/// One rule of following a publisher. Not here is what no engine of the simulation does: numbers that fall
+/// within one replay, and messages that are no batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// A live batch that is not the next one waits until what is before it is there.
@@ -19,12 +20,18 @@ pub enum Rule {
     HoleInReplay,
     /// A history that begins later than asked for is a loss.
     LateHistory,
-    /// Numbers that fall within a replay are another life of the engine.
-    Backwards,
     /// The last applied batch is asked for again, and another one in its place is another life.
     Anchor,
     /// A replay without the last applied batch is another life's.
     MissingAnchor,
+    /// Batches held back of which the time shows that another life made them are not joined to what
+    /// a replay brought.
+    TimeOrder,
+    /// After the connection was lost, the last applied batch is asked for again before anything is
+    /// applied; where that cannot be, what was known is lost.
+    Reconnect,
+    /// What comes after a snapshot is applied only when the snapshot's last batch came again.
+    Proof,
     /// A replay that ends before the batches held back is not whole.
     EarlyEnd,
     /// A loss that cannot be repaired forgets what was known.
@@ -39,16 +46,18 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 14] = [
+    pub const ALL: [Rule; 16] = [
         Rule::Gap,
         Rule::Restart,
         Rule::Repeat,
         Rule::Hold,
         Rule::HoleInReplay,
         Rule::LateHistory,
-        Rule::Backwards,
         Rule::Anchor,
         Rule::MissingAnchor,
+        Rule::TimeOrder,
+        Rule::Reconnect,
+        Rule::Proof,
         Rule::EarlyEnd,
         Rule::ForgetOnLoss,
         Rule::PartialOnLoss,
@@ -88,8 +97,7 @@ impl Rules {
         match (self.left_out, answer) {
             (Some(Rule::Repeat), Answer::Known)
             | (Some(Rule::HoleInReplay), Answer::Hole { kept: true })
-            | (Some(Rule::LateHistory), Answer::Hole { kept: false })
-            | (Some(Rule::Backwards), Answer::Backwards) => Answer::Next,
+            | (Some(Rule::LateHistory), Answer::Hole { kept: false }) => Answer::Next,
             (Some(Rule::Anchor), Answer::Anchor) => Answer::Known,
             _ => answer,
         }

@@ -1,9 +1,10 @@
 //! How sockets are set up.
 
 use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use kvproto::frames;
-use zmq::{Context, Socket, SocketType};
+use zmq::{Context, Socket, SocketEvent, SocketType};
 
 /// Pause before a lost connection is tried again, doubled up to the maximum; milliseconds.
 const RECONNECT_MS: i32 = 50;
@@ -39,22 +40,50 @@ impl Address {
     }
 }
 
+/// Publishers that are dialled from one context: each takes a socket, its monitor's two ends and, now and
+/// then, one for a replay, and a context has a limit of 1023.
+const PER_CONTEXT: usize = 240;
+
 /// Makes sockets.
 pub struct Sockets {
-    /// One per reader: a context has a limit of 1023 sockets.
+    /// One per reader, to wake it and to listen.
     contexts: Vec<Context>,
+    /// For those that are dialled. A context takes no threads before its first socket.
+    dialled: Vec<Context>,
     /// For host names: libzmq looks them up on the context's own thread, and a name server
     /// that does not answer must not delay those who need none.
-    named: Context,
+    named: Vec<Context>,
+    /// Counts, so that sockets are spread over the contexts.
+    next: AtomicUsize,
     max_message: i64,
 }
 
+/// Tells that a dialled socket was connected, before anything that came over the new connection can be
+/// read from it.
+pub struct Connections(Socket);
+
+impl Connections {
+    /// Whether there were any since this was asked last.
+    pub fn came(&self) -> bool {
+        let mut scratch = zmq::Message::new();
+        let mut any = false;
+        while self.0.recv(&mut scratch, zmq::DONTWAIT).is_ok() {
+            any = true;
+        }
+        any
+    }
+}
+
 impl Sockets {
-    /// For as many readers, with frames up to `max_message` bytes.
-    pub fn new(readers: usize, max_message: usize) -> Sockets {
+    /// For as many readers and publishers, with frames up to `max_message` bytes.
+    pub fn new(readers: usize, publishers: usize, max_message: usize) -> Sockets {
+        let contexts = |n: usize| (0..n).map(|_| Context::new()).collect::<Vec<_>>();
+        let dialled = publishers.div_ceil(PER_CONTEXT).max(1);
         Sockets {
-            contexts: (0..readers).map(|_| Context::new()).collect(),
-            named: Context::new(),
+            contexts: contexts(readers),
+            dialled: contexts(dialled),
+            named: contexts(dialled),
+            next: AtomicUsize::new(0),
             max_message: i64::try_from(max_message).unwrap_or(i64::MAX),
         }
     }
@@ -69,17 +98,24 @@ impl Sockets {
     }
 
     /// Subscribes to an engine.
-    pub fn dial(&self, reader: usize, address: &Address) -> zmq::Result<Socket> {
-        let socket = self.open(reader, SocketType::SUB, address.named, address.ipv6)?;
+    pub fn dial(&self, address: &Address) -> zmq::Result<(Socket, Connections)> {
+        let context = self.context_for(address);
+        let socket = self.open(context, SocketType::SUB, address.ipv6)?;
         socket.set_subscribe(b"")?;
+        let name = format!("inproc://connections-{}", self.next.fetch_add(1, Relaxed));
+        socket.monitor(&name, i32::from(SocketEvent::CONNECTED.to_raw()))?;
+        let connections = context.socket(SocketType::PAIR)?;
+        // libzmq's own thread waits where there is a limit and it is reached.
+        connections.set_rcvhwm(0)?;
+        connections.connect(&name)?;
         socket.connect(&address.endpoint)?;
-        Ok(socket)
+        Ok((socket, Connections(connections)))
     }
 
     /// Listens for engines that dial in.
     pub fn listen(&self, reader: usize, bind: &str) -> zmq::Result<Socket> {
         let any_family = bind.contains('*') || bind.contains('[');
-        let socket = self.open(reader, SocketType::SUB, false, any_family)?;
+        let socket = self.open(&self.contexts[reader], SocketType::SUB, any_family)?;
         socket.set_subscribe(b"")?;
         socket.bind(bind)?;
         Ok(socket)
@@ -87,15 +123,20 @@ impl Sockets {
 
     /// Asks an engine for all batches from `from` on. The request leaves when the connection
     /// is up. (Not a REQ socket: that takes one answer only.)
-    pub fn ask(&self, reader: usize, address: &Address, from: u64) -> zmq::Result<Socket> {
-        let socket = self.open(reader, SocketType::DEALER, address.named, address.ipv6)?;
+    pub fn ask(&self, address: &Address, from: u64) -> zmq::Result<Socket> {
+        let socket = self.open(self.context_for(address), SocketType::DEALER, address.ipv6)?;
         socket.connect(&address.endpoint)?;
         socket.send_multipart(frames::replay_request(from), zmq::DONTWAIT)?;
         Ok(socket)
     }
 
-    fn open(&self, reader: usize, kind: SocketType, named: bool, ipv6: bool) -> zmq::Result<Socket> {
-        let context = if named { &self.named } else { &self.contexts[reader] };
+    /// A context to dial `address` from.
+    fn context_for(&self, address: &Address) -> &Context {
+        let all = if address.named { &self.named } else { &self.dialled };
+        &all[self.next.fetch_add(1, Relaxed) % all.len()]
+    }
+
+    fn open(&self, context: &Context, kind: SocketType, ipv6: bool) -> zmq::Result<Socket> {
         let socket = context.socket(kind)?;
         // Readers move messages into the lanes' bounded queues as they come; a limit here would
         // drop them without a trace.

@@ -53,6 +53,8 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         malformed: 0,
         dropped: 0,
         queued: 0,
+        losses: 0,
+        misranked: 0,
         last_error: None,
     }
 }
@@ -191,6 +193,12 @@ impl Rig {
     /// The number asked from, if a request is open.
     pub fn asked_from(&self) -> Option<u64> {
         self.asked.map(|(_, from)| from)
+    }
+
+    /// The live socket is connected again.
+    pub fn connected(&mut self) {
+        self.follower.connected(self.now);
+        self.settle();
     }
 
     /// The live socket brings the engine's batches `seqs`.

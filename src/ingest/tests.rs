@@ -266,6 +266,7 @@ fn a_restarted_engine_is_learnt_anew() {
     engine.step(0..3, any);
     kvd.is("a", PublisherState::Live, 2);
     assert_eq!((kvd.cached("a"), kvd.status("a").restarts), (3, 1));
+    assert_eq!(kvd.publishers.catalog().lives().into_values().collect::<Vec<_>>(), [1]);
 }
 
 #[test]
@@ -280,6 +281,33 @@ fn a_restart_behind_a_gap_shows_in_the_time_of_the_last_batch() {
     engine.step(0..15, |seq| seq == 14);
     kvd.is("a", PublisherState::Live, 14);
     assert_eq!((kvd.cached("a"), kvd.status("a").restarts), (15, 1));
+}
+
+/// Nobody listened while the new engine said what the old one had said: its next number fits.
+#[test]
+fn a_restart_that_looks_like_nothing_at_all_shows_in_the_new_connection() {
+    let mut engine = Engine::new(0);
+    engine.step(0..10, any);
+    let kvd = Kvd::new(IngestConfig::default());
+    let holder = kvd.register(engine.spec("a"));
+    kvd.is("a", PublisherState::Live, 9);
+    let heard = || kvd.publishers.freshness(holder).unwrap().last_message;
+    engine.knock(|| heard().is_some());
+    engine.publish = {
+        // The old socket is closed when the new one is bound to its address.
+        let endpoint = engine.endpoint.clone();
+        let publish = Context::new().socket(SocketType::PUB).unwrap();
+        drop(std::mem::replace(&mut engine.publish, Context::new().socket(SocketType::PUB).unwrap()));
+        eventually("a free address", || publish.bind(&endpoint).ok());
+        publish
+    };
+    engine.restart();
+    engine.step(0..10, |_| false);
+    let before = heard();
+    engine.knock(|| heard() > before);
+    engine.step(10..11, any);
+    kvd.is("a", PublisherState::Live, 10);
+    assert_eq!((kvd.cached("a"), kvd.status("a").restarts), (11, 1));
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! Read `judge` first: it says when a report is an error of the index and when not. An [`Account`] per
 //! publisher lies in its lane and takes in events and judged reports. `diagnose` and `health` are
 //! pure functions from what is known to [`Finding`]s; `distrust` decides which blocks do not count any
-//! more. Nothing here reads a clock: `serve/outcome.rs` does, and asks the index.
+//! more. Nothing here reads a clock: `serve/outcome/` does, and asks the index.
 
 pub mod account;
 pub mod diagnose;

@@ -133,13 +133,13 @@ impl Predictions {
         true
     }
 
-    /// Gives out what was said under `name` about the candidate that `is` means: the latest.
+    /// Gives out what was said under `name` about `holder`: the latest.
     pub fn take(
         &self,
         tenant: &str,
         model: &str,
         name: RequestName<'_>,
-        is: impl Fn(HolderId) -> bool,
+        holder: HolderId,
         now: Instant,
     ) -> Found {
         let key = self.key(tenant, model, name);
@@ -152,8 +152,9 @@ impl Predictions {
             if now.saturating_duration_since(entry.prediction.began) >= self.bounds.ttl {
                 continue;
             }
-            let Some(at) = entry.prediction.endpoints.iter().position(|e| is(e.holder)) else { continue };
-            let holder = entry.prediction.endpoints[at].holder;
+            let Some(at) = entry.prediction.endpoints.iter().position(|e| e.holder == holder) else {
+                continue;
+            };
             if entry.reported.contains(&holder) {
                 found = Found::Reported;
                 continue;
@@ -255,7 +256,7 @@ mod tests {
     }
 
     fn take(p: &Predictions, name: RequestName<'_>, holder: u32, now: Instant) -> Found {
-        p.take("default", "m", name, |h| h == HolderId(holder), now)
+        p.take("default", "m", name, HolderId(holder), now)
     }
 
     #[test]
@@ -268,7 +269,7 @@ mod tests {
         assert!(matches!(take(&p, names[0], 1, now), Found::Prediction(_, 0)));
         assert!(matches!(take(&p, names[0], 3, now), Found::Nothing));
         assert!(matches!(take(&p, RequestName::Token("r1"), 1, now), Found::Nothing));
-        assert!(matches!(p.take("other", "m", names[0], |_| true, now), Found::Nothing));
+        assert!(matches!(p.take("other", "m", names[0], HolderId(1), now), Found::Nothing));
     }
 
     #[test]

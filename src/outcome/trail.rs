@@ -97,7 +97,7 @@ impl Trail {
 
     /// Removals or their times kept.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub fn kept(&self) -> usize {
         self.removed.len().max(self.marks.len())
     }
 }
@@ -157,7 +157,7 @@ mod tests {
         trail.removed(&[hash(1)], at(0));
         trail.cleared(at(10));
         assert!(trail.since(at(5)).cleared && !trail.since(at(20)).cleared);
-        assert_eq!(trail.len(), 0);
+        assert_eq!(trail.kept(), 0);
         trail.removed(&[hash(2)], at(30));
         assert!(left(&trail, 20, 2) && !left(&trail, 40, 2));
     }
@@ -168,7 +168,7 @@ mod tests {
         for n in 0..10 {
             trail.removed(&[hash(n)], at(10 * n));
         }
-        assert!(trail.len() <= 4);
+        assert!(trail.kept() <= 4);
         assert!(trail.since(at(85)).known && !trail.since(at(15)).known);
         assert!(left(&trail, 85, 9));
     }
@@ -195,7 +195,7 @@ mod tests {
                 trail.removed(&gone, at(now));
                 all.extend(gone.into_iter().map(|h| (now, h)));
             }
-            assert!(trail.len() <= most, "{} of {most}", trail.len());
+            assert!(trail.kept() <= most, "{} of {most}", trail.kept());
             for began in 0..now {
                 let since = trail.since(at(began));
                 assert_eq!(since.cleared, cleared.is_some_and(|at| at >= began));

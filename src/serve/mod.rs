@@ -19,8 +19,6 @@ pub mod endpoint;
 pub mod grpc;
 pub mod http;
 pub mod outcome;
-#[cfg(test)]
-mod outcome_tests;
 pub mod prompt;
 pub mod registering;
 pub mod routing;

@@ -119,8 +119,7 @@ impl Service {
 }
 
 impl Endpoint {
-    /// Whether it means this one, by either form of its name.
-    pub(super) fn is(&self, instance: &str, rank: u32) -> bool {
+    fn is(&self, instance: &str, rank: u32) -> bool {
         self.rank == rank && endpoint::same(&self.instance, instance)
     }
 }

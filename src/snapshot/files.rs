@@ -1,5 +1,6 @@
 //! Snapshots as files: written aside, synced, renamed, noted in the catalog; the last good ones kept.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{self, BufReader, Write};
@@ -88,6 +89,7 @@ impl Files {
         let cut_ms = now_ms();
         let name = format!("index-{cut_ms:013}.kvs");
         let fresh = self.folder.join(format!("{name}{UNFINISHED}"));
+        let lives = self.catalog.lives();
         let made = self.fill(&fresh, publishers, index, pace, go_on);
         if made.is_err() {
             remove(&fresh);
@@ -102,7 +104,7 @@ impl Files {
         // The rename is durable only when the folder is.
         File::open(&self.folder).and_then(|f| f.sync_all()).map_err(io(&self.folder))?;
         let size = written.bytes;
-        let cursors = cursors(&written, &self.catalog);
+        let cursors = cursors(&written, &lives);
         self.catalog.add_snapshot(
             &name,
             &Snapshot { state: SnapshotState::Complete, size, checksum, cut_ms, cursors },
@@ -190,13 +192,16 @@ impl Files {
 }
 
 /// The same for the catalog.
-fn cursors(written: &Written, catalog: &Catalog) -> Vec<SnapshotCursor> {
-    let of = |(publisher, position): &(PublisherKey, Position)| SnapshotCursor {
-        publisher: publisher.clone(),
-        life: catalog.life(publisher).unwrap_or_default(),
-        cursor: position.seq.map(|seq| Cursor { seq, ts: position.ts.unwrap_or_default() }),
+fn cursors(written: &Written, lives: &BTreeMap<PublisherKey, u64>) -> Vec<SnapshotCursor> {
+    // Who has no life is not kept on disk, or came while this was being cut.
+    let of = |(publisher, position): &(PublisherKey, Position)| {
+        Some(SnapshotCursor {
+            publisher: publisher.clone(),
+            life: *lives.get(publisher)?,
+            cursor: position.seq.map(|seq| Cursor { seq, ts: position.ts.unwrap_or_default() }),
+        })
     };
-    written.publishers.iter().map(of).collect()
+    written.publishers.iter().filter_map(of).collect()
 }
 
 fn is_ours(name: &str) -> bool {

@@ -93,7 +93,9 @@ pub fn load(
     match read.and_then(|()| Ok(restore.finish()?)) {
         Ok(totals) => loaded.totals = totals,
         Err(error) => {
-            ready.iter().for_each(|(lane, _)| index.clear(lane.holder));
+            // What was being put back, or was back just before the damage was seen, is `named` still.
+            let begun = named.keys().copied().chain(ready.iter().map(|(lane, _)| lane.holder));
+            begun.for_each(|holder| index.clear(holder));
             return Err(error);
         }
     }
@@ -114,6 +116,71 @@ fn read_all(
             Ok(n) => each(&piece[..n])?,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvindex::snapshot::{Cursor, Writer};
+    use kvindex::{HolderSpec, IndexConfig};
+    use kvproto::EngineHash;
+    use kvproto::event::{BatchBuilder, StoredFields};
+
+    use super::*;
+    use crate::ingest::IngestConfig;
+    use crate::ingest::testing::dialled;
+
+    /// Nobody is there.
+    const NOWHERE: &str = "tcp://127.0.0.1:1";
+
+    /// A snapshot of two publishers with a block each.
+    fn two() -> Vec<u8> {
+        let index = Arc::new(Index::new(IndexConfig::default()));
+        let (mut writer, mut bytes) = (Writer::new(Arc::clone(&index)), Vec::new());
+        for (name, hash) in [("a", 7), ("b", 8)] {
+            let spec = dialled(name, NOWHERE);
+            let holder = index.attach(HolderSpec::new(&spec.tenant_id, &spec.model, name, 0));
+            let mut batch = BatchBuilder::new(1.0, None);
+            let fields = StoredFields { block_size: 2, ..StoredFields::default() };
+            batch.stored(fields, &[EngineHash(hash)], &[1, hash as u32], &[]);
+            index.apply(holder, &batch.build());
+            let position = Position { seq: Some(0), ts: Some(1.0), complete: true, ..Position::default() };
+            let label = Label { spec, position }.to_bytes();
+            writer.begin(holder, &label, Cursor { seq: Some(0), ts: 1.0 }).expect("attached");
+            while writer.step(1 << 20, &mut bytes).expect("attached").is_more() {}
+        }
+        writer.begin_ghosts().expect("no part is open");
+        while writer.step(1 << 20, &mut bytes).expect("no part is open").is_more() {}
+        writer.finish(&mut bytes).expect("no part is open");
+        bytes
+    }
+
+    /// Found by the simulation: a publisher was back before the damage behind it was seen, and what it
+    /// had stayed in the index.
+    #[test]
+    fn nothing_of_a_snapshot_stays_that_is_damaged_anywhere() {
+        let whole = two();
+        for at in (0..whole.len()).step_by(7) {
+            let index = Arc::new(Index::new(IndexConfig::default()));
+            let publishers = Publishers::start(
+                Arc::clone(&index),
+                IngestConfig { threads: 1, ..IngestConfig::default() },
+                None,
+            )
+            .expect("no address is needed");
+            for name in ["a", "b"] {
+                publishers.register(dialled(name, NOWHERE)).expect("a sound registration");
+            }
+            if at == 0 {
+                let loaded = load(&publishers, &index, &mut &whole[..], |_| {}).expect("undamaged");
+                assert_eq!((loaded.publishers, index.stats().entries), (2, 2));
+                continue;
+            }
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            load(&publishers, &index, &mut &damaged[..], |_| {}).expect_err("damaged");
+            assert_eq!(index.stats().entries, 0, "byte {at} of {}", whole.len());
         }
     }
 }

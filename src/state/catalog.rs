@@ -1,5 +1,6 @@
 //! The catalog: what is kept, and when it is on disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -34,7 +35,7 @@ pub struct Catalog {
 
 impl Catalog {
     /// Opens the catalog in `directory`, both made where they are not there. A damaged one is set
-    /// aside, and registrations of an earlier version are taken over, once.
+    /// aside and what can be read of it taken over; so are, once, registrations of an earlier version.
     ///
     /// # Errors
     /// If the directory is in use, cannot be written, or its catalog is of a later version.
@@ -110,9 +111,10 @@ impl Catalog {
         self.change(|contents| contents.register(specs))
     }
 
-    /// Which life of its engine a publisher is in; `None` where none is registered.
-    pub fn life(&self, publisher: &PublisherKey) -> Option<u64> {
-        self.now.lock().publishers.get(publisher).map(|p| p.life)
+    /// Which life of its engine each publisher is in. A snapshot is noted with what this said before it
+    /// was cut: who begins a life meanwhile is then in no snapshot, rather than in one of another engine.
+    pub fn lives(&self) -> BTreeMap<PublisherKey, u64> {
+        self.now.lock().publishers.iter().map(|(key, p)| (key.clone(), p.life)).collect()
     }
 
     /// Notes that a publisher is found to be a new engine, and says which life that is; `None` where

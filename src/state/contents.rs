@@ -100,6 +100,19 @@ impl Contents {
         Some(*life)
     }
 
+    /// Begins a life for everyone that nobody ever had, as far as can be seen.
+    pub fn renew_lives(&mut self) {
+        let noted = self.snapshots.values().flat_map(|s| &s.cursors).map(|at| at.life);
+        let lives = self.publishers.values().map(|p| p.life).chain(noted);
+        // A damaged one may be anything; none is followed by another.
+        let fresh =
+            lives.map(|life| life.saturating_add(1)).chain([self.first_life]).max().unwrap_or_default();
+        self.first_life = fresh;
+        for p in self.publishers.values_mut() {
+            p.life = fresh;
+        }
+    }
+
     /// Where the last complete snapshot has `key` in the life it is in now.
     pub fn cursor(&self, key: &PublisherKey) -> Option<Cursor> {
         let life = self.publishers.get(key)?.life;

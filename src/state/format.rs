@@ -49,30 +49,48 @@ pub fn contents(rows: &Rows) -> Result<Contents, Trouble> {
         return Err(Trouble::Newer { why: format!("format {format}, this version reads up to {FORMAT}") });
     }
     for (key, value) in rows {
-        if key == FORMAT_KEY {
-        } else if key == INCARNATION_KEY {
-            contents.incarnation = decode(key, value)?;
-        } else if key == FIRST_LIFE_KEY {
-            contents.first_life = decode(key, value)?;
-        } else if let Some(name) = key.strip_prefix(PUBLISHER) {
-            let name: PublisherKey = decode(key, name)?;
-            let publisher: Publisher = decode(key, value)?;
-            if publisher.spec.key() != name {
-                return Err(wrong(key, "it holds another publisher"));
-            }
-            contents.publishers.insert(name, publisher);
-        } else if let Some(name) = key.strip_prefix(SNAPSHOT) {
-            let name = std::str::from_utf8(name).map_err(|e| wrong(key, &e))?;
-            if !is_file_name(name) {
-                return Err(wrong(key, "it names no file of the data directory"));
-            }
-            let snapshot: Snapshot = decode(key, value)?;
-            contents.snapshots.insert(name.to_owned(), snapshot);
-        } else {
-            return Err(wrong(key, "no such row is written"));
-        }
+        take(&mut contents, key, value)?;
     }
     Ok(contents)
+}
+
+/// What can be made of the `rows` of a damaged catalog. Some are missing, others may be older than the
+/// rest, so every life is a new one: no snapshot's cursor counts.
+pub fn salvage(rows: &Rows) -> Contents {
+    let mut contents = Contents::default();
+    for (key, value) in rows {
+        // What does not fit is what is lost.
+        let _ = take(&mut contents, key, value);
+    }
+    contents.renew_lives();
+    contents
+}
+
+/// Adds what one row says.
+fn take(contents: &mut Contents, key: &[u8], value: &[u8]) -> Result<(), Trouble> {
+    if key == FORMAT_KEY {
+    } else if key == INCARNATION_KEY {
+        contents.incarnation = decode(key, value)?;
+    } else if key == FIRST_LIFE_KEY {
+        contents.first_life = decode(key, value)?;
+    } else if let Some(name) = key.strip_prefix(PUBLISHER) {
+        let name: PublisherKey = decode(key, name)?;
+        let publisher: Publisher = decode(key, value)?;
+        if publisher.spec.key() != name {
+            return Err(wrong(key, "it holds another publisher"));
+        }
+        contents.publishers.insert(name, publisher);
+    } else if let Some(name) = key.strip_prefix(SNAPSHOT) {
+        let name = std::str::from_utf8(name).map_err(|e| wrong(key, &e))?;
+        if !is_file_name(name) {
+            return Err(wrong(key, "it names no file of the data directory"));
+        }
+        let snapshot: Snapshot = decode(key, value)?;
+        contents.snapshots.insert(name.to_owned(), snapshot);
+    } else {
+        return Err(wrong(key, "no such row is written"));
+    }
+    Ok(())
 }
 
 /// Whether `name` is a file of the directory that it is joined to, and nowhere else.

@@ -3,7 +3,7 @@
 //! ```text
 //! Catalog ─ contents.rs ─ format.rs ─▶ rows ─ trait Store ─▶ rocks.rs   RocksDB, `catalog/` in the data directory
 //!  │  ▲                                                 └──▶ memory.rs  nothing survives
-//!  │  └ open.rs: the lock, what is damaged set aside, import.rs: registrations of before
+//!  │  └ open.rs: the lock, a damaged one set aside, import.rs: registrations of before
 //!  └ publishers, lives and cursors, snapshots, kvd's own incarnation
 //! ```
 //!

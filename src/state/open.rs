@@ -9,7 +9,7 @@ use tracing::error;
 use super::error::CatalogError;
 use super::format;
 use super::rocks::Rocks;
-use super::store::{Store, Trouble};
+use super::store::{Durability, Store, Trouble};
 
 /// The catalog in the data directory.
 const CATALOG: &str = "catalog";
@@ -55,7 +55,7 @@ pub fn lock(directory: &Path) -> Result<File, CatalogError> {
     Ok(file)
 }
 
-/// Opens the store in `directory`, or a new one where that is damaged.
+/// Opens the store in `directory`, or a new one with what can be read of it where it is damaged.
 ///
 /// # Errors
 /// If it can be neither used nor set aside.
@@ -68,11 +68,15 @@ pub fn store(directory: &Path) -> Result<Opened, CatalogError> {
             let aside = set_aside(directory).map_err(|error| {
                 at(Trouble::Damaged { why: format!("{why}; it cannot be renamed: {error}") })
             })?;
+            let left = format::salvage(&Rocks::salvage(&aside));
             error!(
                 catalog = %path.display(), kept = %aside.display(), why,
-                "catalog is damaged: starting with an empty one; publishers that do not register themselves must be registered again"
+                publishers = left.publishers.len(), snapshots = left.snapshots.len(),
+                "catalog is damaged: set aside, going on with what could be read of it; register again who is missing"
             );
-            let store = readable(&path).map_err(at)?;
+            let store = Rocks::open(&path).map_err(at)?;
+            let rows = format::rows(&left).into_iter().map(|(key, value)| (key, Some(value)));
+            store.write(rows.collect(), Durability::Synced).map_err(at)?;
             Ok(Opened { store, path, set_aside: Some(aside) })
         }
         Err(other) => Err(at(other)),

@@ -31,6 +31,20 @@ impl Rocks {
         Ok(Rocks { path: path.to_owned(), db: Mutex::new(Some(db)) })
     }
 
+    /// The rows that can still be read of a damaged one at `path`; none where it cannot be opened at all.
+    /// Files that do not fit may be moved within it.
+    pub fn salvage(path: &Path) -> Rows {
+        let mut options = options();
+        options.set_paranoid_checks(false);
+        // Up to the first record that does not fit.
+        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+        let peek = || DB::open_for_read_only(&options, path, false);
+        let opened = peek().or_else(|_| DB::repair(&options, path).and_then(|()| peek()));
+        let Ok(db) = opened else { return Rows::new() };
+        let rows = db.iterator(IteratorMode::Start).map_while(Result::ok);
+        rows.map(|(key, value)| (key.into(), value.into())).collect()
+    }
+
     fn with<T>(&self, job: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> Result<T, Trouble> {
         let mut slot = self.db.lock();
         let db = match slot.take() {

@@ -17,6 +17,10 @@ fn spec(name: &str) -> PublisherSpec {
     dialled(name, "tcp://10.0.0.1:5557")
 }
 
+fn life(catalog: &Catalog, of: &PublisherSpec) -> Option<u64> {
+    catalog.lives().get(&of.key()).copied()
+}
+
 fn snapshot(cut_ms: u64, of: &PublisherSpec, life: u64, seq: u64) -> Snapshot {
     let cursor = Some(Cursor { seq, ts: 0.1 + seq as f64 });
     let cursors = vec![SnapshotCursor { publisher: of.key(), life, cursor }];
@@ -41,7 +45,7 @@ fn everything_comes_back(open: impl Fn() -> Catalog) {
 
     let catalog = open();
     assert_eq!((catalog.incarnation(), catalog.publishers()), (2, vec![a.clone(), b.clone()]));
-    assert_eq!((catalog.life(&a.key()), catalog.life(&b.key())), (Some(0), Some(1)));
+    assert_eq!((life(&catalog, &a), life(&catalog, &b)), (Some(0), Some(1)));
     assert_eq!(catalog.cursor(&a.key()), Some(Cursor { seq: 7, ts: 7.1 }));
     assert_eq!(catalog.cursor(&b.key()).map(|c| c.seq), Some(u64::MAX));
     let names: Vec<_> = catalog.snapshots().into_iter().map(|(name, s)| (name, s.state)).collect();
@@ -54,7 +58,7 @@ fn everything_comes_back(open: impl Fn() -> Catalog) {
     let catalog = open();
     assert_eq!((catalog.publishers(), catalog.snapshots().len()), (vec![b.clone()], 2));
     assert_eq!(catalog.cursor(&b.key()), None);
-    assert_eq!(catalog.life(&b.key()), Some(1));
+    assert_eq!(life(&catalog, &b), Some(1));
 }
 
 #[test]
@@ -83,14 +87,14 @@ fn what_was_acknowledged_survives_the_machine() {
     catalog.flush().unwrap();
     memory.lose_power();
     let catalog = over(&memory);
-    assert_eq!((catalog.publishers(), catalog.life(&a.key())), (vec![a.clone()], Some(0)));
+    assert_eq!((catalog.publishers(), life(&catalog, &a)), (vec![a.clone()], Some(0)));
     // A snapshot of a life brings the life along.
     catalog.begin_life(&a.key());
     catalog.add_snapshot("1", &snapshot(1, &a, 1, 3)).unwrap();
     catalog.begin_life(&a.key());
     memory.lose_power();
     let catalog = over(&memory);
-    assert_eq!((catalog.life(&a.key()), catalog.cursor(&a.key()).map(|c| c.seq)), (Some(1), Some(3)));
+    assert_eq!((life(&catalog, &a), catalog.cursor(&a.key()).map(|c| c.seq)), (Some(1), Some(3)));
     catalog.keep_publishers(&[a, b]).unwrap();
     memory.lose_power();
     assert_eq!(over(&memory).publishers().len(), 2);
@@ -113,7 +117,7 @@ fn a_write_that_failed_is_made_good_by_the_next() {
         memory.fail(None);
         catalog.add_snapshot("1", &snapshot(1, &c, 0, 1)).unwrap();
         let again = over(&memory);
-        assert_eq!((again.publishers(), again.life(&a.key())), (vec![a], Some(1)), "{done_nevertheless}");
+        assert_eq!((again.publishers(), life(&again, &a)), (vec![a], Some(1)), "{done_nevertheless}");
     }
 }
 
@@ -197,7 +201,7 @@ fn rows_that_no_version_writes_are_damage() {
 }
 
 /// Whatever happens to a file of the catalog, kvd starts: with what was acknowledged at some time, or
-/// with an empty catalog, and then says so.
+/// with what can be read of it, and then says so.
 #[test]
 fn damage_is_noticed_and_set_aside() {
     let whole = tempfile::tempdir().unwrap();
@@ -214,7 +218,7 @@ fn damage_is_noticed_and_set_aside() {
     }
     let files: Vec<_> =
         fs::read_dir(whole.path().join("catalog")).unwrap().map(|f| f.unwrap().file_name()).collect();
-    let mut damaged = 0;
+    let (mut damaged, mut salvaged) = (0, 0);
     for file in files.iter().filter(|f| *f != "LOCK") {
         let bytes = fs::read(whole.path().join("catalog").join(file)).unwrap();
         let middle = bytes.len() / 2;
@@ -234,15 +238,36 @@ fn damage_is_noticed_and_set_aside() {
             let what = format!("{file:?} with {:?} of {} bytes", change.as_ref().map(Vec::len), bytes.len());
             let catalog = Catalog::open(dir.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
             let got = catalog.publishers();
-            assert!(history.contains(&got), "{what}: {got:?}");
-            if let Some(aside) = catalog.set_aside() {
-                damaged += 1;
-                assert!(got.is_empty() && aside.join("CURRENT").parent().unwrap().is_dir(), "{what}");
+            match catalog.set_aside() {
+                Some(aside) => {
+                    damaged += 1;
+                    salvaged += got.len();
+                    assert!(aside.is_dir(), "{what}");
+                    assert!(got.iter().all(|s| history[4].contains(s)), "{what}: {got:?}");
+                }
+                None => assert!(history.contains(&got), "{what}: {got:?}"),
             }
             catalog.keep_publishers(&[spec("e")]).unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }
     assert!(damaged > 10, "only {damaged} were noticed");
+    // Of four publishers each.
+    assert!(salvaged >= 2 * damaged, "{salvaged} publishers of {damaged} damaged catalogs");
+}
+
+#[test]
+fn what_is_left_of_a_damaged_catalog_goes_on_under_new_lives() {
+    let (a, b) = (spec("a"), spec("b"));
+    let mut contents = Contents { incarnation: 7, ..Contents::default() };
+    contents.register(&[a.clone(), b.clone()]);
+    contents.snapshots.insert("1".into(), snapshot(1, &a, 4, 9));
+    let mut rows = format::rows(&contents);
+    rows.remove(b"m/format".as_slice());
+    rows.insert(b"s/2".to_vec(), vec![0xc1]);
+    let left = format::salvage(&rows);
+    assert_eq!((left.incarnation, left.snapshots.len()), (7, 1));
+    assert!(left.publishers.values().all(|p| p.life == 5), "{left:?}");
+    assert_eq!(left.cursor(&a.key()), None);
 }
 
 #[test]
@@ -250,12 +275,12 @@ fn the_last_three_damaged_catalogs_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     for n in 1..=5 {
         drop(Catalog::open(dir.path()).unwrap());
-        let current = dir.path().join("catalog/CURRENT");
-        fs::write(&current, format!("damage {n}")).unwrap();
+        fs::write(dir.path().join("catalog/CURRENT"), "damage").unwrap();
+        fs::write(dir.path().join("catalog/note"), format!("damage {n}")).unwrap();
     }
     let catalog = Catalog::open(dir.path()).unwrap();
     assert_eq!(catalog.set_aside(), Some(dir.path().join("catalog.damaged-1").as_path()));
-    let kept = |n: u32| fs::read_to_string(dir.path().join(format!("catalog.damaged-{n}/CURRENT")));
+    let kept = |n: u32| fs::read_to_string(dir.path().join(format!("catalog.damaged-{n}/note")));
     let all: Vec<_> = (1..=4).map(|n| kept(n).unwrap_or_default()).collect();
     assert_eq!(all, ["damage 5", "damage 4", "damage 3", ""]);
 }
@@ -299,7 +324,10 @@ fn format_1_can_be_read() {
     assert_eq!(catalog.set_aside(), None);
     assert_eq!((catalog.incarnation(), catalog.publishers()), (3, fixture_publishers()));
     let first = fixture_publishers()[0].key();
-    assert_eq!((catalog.life(&first), catalog.cursor(&first)), (Some(2), Some(Cursor { seq: 41, ts: 41.1 })));
+    assert_eq!(
+        (catalog.lives().get(&first).copied(), catalog.cursor(&first)),
+        (Some(2), Some(Cursor { seq: 41, ts: 41.1 }))
+    );
     let names: Vec<_> = catalog.snapshots().into_iter().map(|(name, s)| (name, s.state)).collect();
     assert_eq!(
         names,

@@ -283,6 +283,8 @@ def main():
     parser.add_argument("--kvctl", required=True)
     parser.add_argument("--dir", required=True, type=pathlib.Path)
     args = parser.parse_args()
+    # Whatever ends this, the engines end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     run_dir = args.dir / time.strftime("run-%Y%m%d-%H%M%S")
     run_dir.mkdir(parents=True)
     patience = int(os.environ.get("KVD_ENGINE_START", "400"))

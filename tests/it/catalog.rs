@@ -106,23 +106,29 @@ fn a_second_kvd_on_the_same_directory_is_refused() {
 }
 
 #[test]
-fn a_damaged_catalog_is_set_aside_and_kvd_starts() {
+fn a_damaged_catalog_is_set_aside_and_what_is_left_goes_on() {
     let data = tempfile::tempdir().expect("a directory");
     let mut first = Kvd::start(data.path());
-    first.ok("/register", &registration("pod"));
+    for n in 0..8 {
+        first.ok("/register", &registration(&format!("pod-{n}")));
+    }
     first.crash();
     let log =
         fs::read_dir(data.path().join("catalog")).expect("a catalog").map(|f| f.expect("a file").path());
     let log = log.filter(|f| f.extension().is_some_and(|e| e == "log")).max().expect("a log");
     let mut bytes = fs::read(&log).expect("readable");
-    bytes[20] ^= 1;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
     fs::write(&log, bytes).expect("writable");
     let second = Kvd::start(data.path());
-    assert_eq!(registered(&second), BTreeSet::new());
-    assert_eq!(second.metric("kvd_catalog_set_aside_total"), 1.0);
+    let left = registered(&second);
+    assert!(left.contains("pod-0") && !left.contains("pod-7"), "{left:?}");
+    assert_eq!((second.metric("kvd_catalog_set_aside_total"), second.metric("kvd_incarnation")), (1.0, 2.0));
     assert!(data.path().join("catalog.damaged-1").is_dir());
-    second.ok("/register", &registration("pod"));
-    assert_eq!(registered(&second.crash_and_restart()).len(), 1);
+    second.ok("/register", &registration("pod-7"));
+    let third = second.crash_and_restart();
+    assert_eq!(registered(&third).len(), left.len() + 1);
+    assert_eq!(third.metric("kvd_catalog_set_aside_total"), 0.0);
 }
 
 /// What a full disk does: a file may not grow any more. The log of what was registered is the first to

@@ -34,7 +34,11 @@ impl Kvd {
 
     /// The same by a command that runs what it is given.
     pub fn start_by(mut command: Command, data: &Path, more: &[&str]) -> Kvd {
-        command.args(serve(data)).args(more);
+        let mut own = serve(data);
+        if more.contains(&"--grpc-listen") {
+            own.drain(1..3);
+        }
+        command.args(own).args(more);
         Kvd::spawn_here(command, data)
     }
 

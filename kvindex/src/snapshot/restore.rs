@@ -277,6 +277,10 @@ impl Restore {
             if !holder.is_fresh() {
                 return Err(Refusal::NotFresh);
             }
+            self.sweep(holders, desk);
+            let Some(Some(holder)) = holders.get_mut(member.slot as usize) else {
+                return Err(Refusal::Gone);
+            };
             if !self.choose(head.chained, coming, desk) {
                 return Err(Refusal::NoDomain);
             }
@@ -307,6 +311,16 @@ impl Restore {
                 });
             }
         }
+    }
+
+    /// Takes out what is left where nobody holds anything: after a snapshot that was damaged further on, and
+    /// whose holders were cleared, it would be joined as if others were there.
+    fn sweep(&self, holders: &[Option<Holder>], desk: &mut Desk<'_>) {
+        let ours = self.forests.iter().filter_map(|t| t.domain);
+        let used: Vec<usize> =
+            holders.iter().flatten().filter(|h| !h.is_fresh()).map(Holder::domain).chain(ours).collect();
+        let left: Vec<usize> = desk.forests.domains().filter(|d| !used.contains(d)).collect();
+        left.into_iter().for_each(|d| desk.pen(d).settle_all());
     }
 
     /// Chooses the domain of a forest where that has none yet. False where there are no more.

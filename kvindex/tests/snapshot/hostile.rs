@@ -98,7 +98,7 @@ fn records_made_up_are_refused_or_do_no_harm() {
     let (header, chunks) = payloads(&snapshot(&old, &olds, 1 << 19));
     let mut rng = Rng(77);
     let (mut refused, mut taken) = (std::collections::BTreeSet::new(), 0);
-    for round in 0..6000 {
+    for round in 0..3000 {
         let mut chunks = chunks.clone();
         for _ in 0..1 + rng.below(3) {
             let c = rng.below(chunks.len() as u64) as usize;
@@ -141,7 +141,7 @@ fn records_made_up_are_refused_or_do_no_harm() {
         let s = new.stats();
         assert_eq!((s.blocks, s.entries, s.bytes), (0, 0, 0), "round {round}");
     }
-    assert!(taken > 300 && refused.len() > 20, "{taken} taken, refused for {refused:#?}");
+    assert!(taken > 150 && refused.len() > 20, "{taken} taken, refused for {refused:#?}");
 }
 
 #[test]

@@ -99,6 +99,44 @@ fn what_others_do_between_the_steps_does_not_show() {
     }
 }
 
+/// A strand grows after the first of its holders was cut, and others hang on what it grew by.
+#[test]
+fn a_strand_that_grew_since_it_was_written_is_written_on() {
+    let index = Arc::new(Index::new(IndexConfig::default()));
+    let pods = attach(&index, 3);
+    let whole = chain(1, None, &locals(1, 33));
+    let part = |from: usize, to: usize| (whole.0[from..to].to_vec(), whole.1[from..to].to_vec());
+    let (mut writer, mut bytes) = (Writer::new(index.clone()), Vec::new());
+    let mut digests = Vec::new();
+    for (i, pod) in pods.iter().enumerate() {
+        match i {
+            0 => store(&index, *pod, None, &part(0, 20)),
+            1 => {
+                store(&index, pods[0], Some(whole.0[19]), &part(20, 33));
+                store(&index, *pod, None, &part(0, 30));
+            }
+            // Holds nothing of the strand itself.
+            _ => store(&index, *pod, Some(whole.0[31]), &chain(1, Some(whole.0[31].0), &[7, 8])),
+        }
+        writer.begin(*pod, &(i as u32).to_le_bytes(), Cursor { seq: Some(i as u64), ts: 0.0 }).unwrap();
+        while writer.step(1, &mut bytes).unwrap().is_more() {}
+        digests.push(index.digest(*pod).unwrap());
+    }
+    let totals = writer.finish(&mut bytes).unwrap();
+    assert_eq!((totals.strands, totals.blocks), (2, 35), "each block once");
+    let new = Arc::new(Index::new(IndexConfig::default()));
+    let ids = attach(&new, 3);
+    restore(&bytes, 64, &new, &ids);
+    for (id, digest) in ids.iter().zip(&digests) {
+        assert_eq!(new.digest(*id).as_ref(), Some(digest));
+    }
+    let rows = new.dump(ids[2], None, 9);
+    assert_eq!(
+        rows.iter().filter_map(|r| r.depth).collect::<std::collections::BTreeSet<_>>(),
+        [32, 33].into()
+    );
+}
+
 #[test]
 fn a_holder_that_changes_or_goes_while_it_is_cut_is_void_and_can_be_cut_again() {
     let index = Arc::new(Index::new(IndexConfig::default()));

@@ -217,14 +217,14 @@ impl Planner {
         true
     }
 
-    fn drop_copy(&mut self, no: No, from: Tier, moves: &mut Vec<Move>) {
+    pub(super) fn drop_copy(&mut self, no: No, from: Tier, moves: &mut Vec<Move>) {
         moves.push(Move::Drop { id: self.blocks.get(no).id, from });
         self.give_up(no, from);
         self.stats.evicted += u64::from(!self.blocks.get(no).has(flag::LOCAL));
     }
 
     /// A block that comes outside of its own request enters the order without waiting for its end.
-    fn enter_at_once(&mut self, no: No, tier: Tier) {
+    pub(super) fn enter_at_once(&mut self, no: No, tier: Tier) {
         let at = tier.at();
         let block = self.blocks.get_mut(no);
         block.flags &= !flag::NEW[at];

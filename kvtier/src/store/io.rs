@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::StoreKey;
 use super::medium::{Buffer, PAGE, is_aligned};
 use super::record::Record;
-use super::store::{Place, Put, Read, State, Store, lock};
+use super::store::{Get, Held, Place, Put, Read, State, Store, lock};
 use crate::policy::BlockId;
 
 /// Blocks in a row are read and written together up to so many bytes.
@@ -58,6 +58,7 @@ impl Store {
             slot[..payload.len()].copy_from_slice(payload);
             slot[payload.len()..].fill(0);
         }
+        self.count_copies(payloads.iter().map(|p| p.len()).sum());
         let written = segment.write(at, &[IoSlice::new(&buffer[..payloads.len() * self.slot_bytes()])]);
         self.keep_spare(buffer);
         written
@@ -78,8 +79,31 @@ impl Store {
         for (slot, into) in buffer.chunks(self.slot_bytes()).zip(&mut into) {
             into.copy_from_slice(&slot[..into.len()]);
         }
+        self.count_copies(into.iter().map(|p| p.len()).sum());
         self.keep_spare(buffer);
         read
+    }
+
+    /// Reads a block that did not verify once more, to memory of the store's own: the caller's may
+    /// be shared with another process, and what that does to it says nothing about the disk.
+    /// Whether it is right now.
+    pub(super) fn read_apart(&self, slot: u32, get: &mut Get<'_>, place: Place) -> io::Result<bool> {
+        let mut buffer = self.spare(1)?;
+        let bytes = self.slot_bytes();
+        let read = self.segments[self.segment_of(slot)]
+            .read(self.offset(slot), &mut [IoSliceMut::new(&mut buffer[..bytes])]);
+        let payload = &buffer[..get.into.len()];
+        let good = read.is_ok() && get.key.checksum(place.generation, payload) == place.checksum;
+        if good {
+            get.into.copy_from_slice(payload);
+            self.count_copies(payload.len());
+        }
+        self.keep_spare(buffer);
+        read.map(|()| good)
+    }
+
+    fn count_copies(&self, bytes: usize) {
+        lock(&self.state).stats.copied += bytes as u64;
     }
 
     fn offset(&self, slot: u32) -> u64 {
@@ -105,27 +129,32 @@ impl Store {
 }
 
 impl State {
-    /// Takes over what the table says, by slot; returns it, parents before their children.
+    /// What is there under a name.
+    pub fn place(&self, key: StoreKey) -> Option<Place> {
+        self.index.get(&key.id()).filter(|held| held.key == key).map(|held| held.place)
+    }
+
+    /// Takes over what the table says, by slot, and returns it.
     pub fn restore(&mut self, slots: u32, mut found: Vec<(u32, Record)>) -> Vec<Record> {
         self.index.reserve(found.len());
         let mut twice = false;
         for (slot, record) in &found {
             let Record { key, generation, checksum, .. } = *record;
             let place = Place { slot: *slot, generation, checksum };
-            match self.index.entry(key) {
-                Entry::Vacant(entry) => drop(entry.insert(place)),
+            match self.index.entry(key.id()) {
+                Entry::Vacant(entry) => drop(entry.insert(Held { key, place })),
                 // Of two copies, the newer: the older one was given up, and that was not written
                 // down.
                 Entry::Occupied(mut entry) => {
                     twice = true;
-                    if entry.get().generation < generation {
-                        entry.insert(place);
+                    if entry.get().place.generation < generation {
+                        entry.insert(Held { key, place });
                     }
                 }
             }
         }
         if twice {
-            found.retain(|(slot, record)| self.index.get(&record.key).is_some_and(|p| p.slot == *slot));
+            found.retain(|(slot, record)| self.place(record.key).is_some_and(|place| place.slot == *slot));
         }
         let mut used = found.iter().map(|f| f.0).peekable();
         for slot in 0..slots {
@@ -133,7 +162,7 @@ impl State {
                 self.slots.give(slot);
             }
         }
-        parents_first(found)
+        found.into_iter().map(|(_, record)| record).collect()
     }
 
     /// Where the end of a chain was put.
@@ -143,14 +172,14 @@ impl State {
 
     /// A block is written.
     pub fn keep(&mut self, put: &Put<'_>, place: Place) {
-        if self.index.contains_key(&put.key) {
+        if self.index.contains_key(&put.key.id()) {
             // Somebody else was faster.
             self.slots.give(place.slot);
             return;
         }
         let Place { slot, generation, checksum } = place;
         let record = Record { key: put.key, generation, checksum, after: put.after, owner: put.owner };
-        self.index.insert(put.key, place);
+        self.index.insert(put.key.id(), Held { key: put.key, place });
         self.pending.insert(slot, Some(record));
         self.stats.puts += 1;
         if let Some(after) = put.after {
@@ -177,9 +206,9 @@ impl State {
 
     /// A block was read, or not.
     pub fn conclude(&mut self, key: StoreKey, place: Place, hit: bool, failed: bool) -> Read {
-        let current = self.index.get(&key).is_some_and(|now| now.generation == place.generation);
+        let current = self.place(key).is_some_and(|now| now.generation == place.generation);
         if !hit && current {
-            self.index.remove(&key);
+            self.index.remove(&key.id());
             self.pending.insert(place.slot, None);
             self.slots.quarantine(place.slot);
             self.slots.give(place.slot);
@@ -198,18 +227,17 @@ impl State {
 
 /// Orders records so that each comes after the block before it, where that is there. A chain
 /// that closes upon itself is cut somewhere.
-fn parents_first(records: Vec<(u32, Record)>) -> Vec<Record> {
+pub fn parents_first(records: &[Record]) -> Vec<Record> {
     let mut by_id: HashMap<BlockId, usize> = HashMap::with_capacity(records.len());
-    by_id.extend(records.iter().enumerate().map(|(at, (_, record))| (record.key.id(), at)));
+    by_id.extend(records.iter().enumerate().map(|(at, record)| (record.key.id(), at)));
     let mut seen = vec![false; records.len()];
     let mut ordered = Vec::with_capacity(records.len());
     for start in 0..records.len() {
         let first = ordered.len();
         let mut at = Some(start);
         while let Some(this) = at.filter(|at| !std::mem::replace(&mut seen[*at], true)) {
-            let (_, record) = records[this];
-            ordered.push(record);
-            at = record.after.and_then(|id| by_id.get(&id).copied());
+            ordered.push(records[this]);
+            at = records[this].after.and_then(|id| by_id.get(&id).copied());
         }
         ordered[first..].reverse();
     }

@@ -62,7 +62,7 @@ impl StoreKey {
     }
 
     /// All of it, in one form only.
-    pub(super) fn bytes(&self) -> [u8; KEY_BYTES] {
+    pub(crate) fn bytes(&self) -> [u8; KEY_BYTES] {
         let mut bytes = [0; KEY_BYTES];
         bytes[..16].copy_from_slice(&self.model.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.group.to_le_bytes());
@@ -72,7 +72,7 @@ impl StoreKey {
     }
 
     /// The reverse of [`bytes`](Self::bytes).
-    pub(super) fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Option<StoreKey> {
+    pub(crate) fn from_bytes(bytes: &[u8; KEY_BYTES]) -> Option<StoreKey> {
         let (model, rest) = bytes.split_first_chunk::<16>()?;
         let (group, rest) = rest.split_first_chunk::<4>()?;
         let (hash, rest) = rest.split_first_chunk::<HASH_BYTES>()?;
@@ -82,7 +82,7 @@ impl StoreKey {
 }
 
 /// Bytes of a key in a record.
-pub(super) const KEY_BYTES: usize = 53;
+pub(crate) const KEY_BYTES: usize = 53;
 
 #[cfg(test)]
 mod tests {

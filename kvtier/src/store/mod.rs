@@ -60,7 +60,9 @@ mod tests;
 #[cfg(test)]
 mod wrong_bytes;
 
+pub use io::parents_first;
 pub use jobs::{Jobs, Urgency};
+pub(crate) use key::KEY_BYTES;
 pub use key::{HASH_BYTES, HashLength, StoreKey};
 pub use medium::Buffer;
 pub use record::Record;

@@ -15,6 +15,9 @@ use super::table::{Meta, Table};
 use super::{Backend, CommitError, LIFE_SHIFT, Layout, OpenError, PutError};
 use crate::policy::{BlockId, Owner};
 
+/// What the system calls memory that is not there.
+const EFAULT: i32 = libc::EFAULT;
+
 /// A block to store.
 #[derive(Clone, Copy, Debug)]
 pub struct Put<'a> {
@@ -73,6 +76,8 @@ pub struct Stats {
     pub corrupt: u64,
     /// Reads and writes that failed.
     pub failed: u64,
+    /// Bytes copied in memory because a payload was not on a page boundary, or was read again.
+    pub copied: u64,
 }
 
 /// Where a block is.
@@ -83,10 +88,18 @@ pub(super) struct Place {
     pub checksum: u64,
 }
 
+/// A block that is in the store.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub key: StoreKey,
+    pub place: Place,
+}
+
 /// What changes, under one lock that is never held during I/O.
 #[derive(Debug)]
 pub(super) struct State {
-    pub index: HashMap<StoreKey, Place>,
+    /// By short name, which is unique as good as certainly; the whole name is compared all the same.
+    pub index: HashMap<BlockId, Held>,
     pub slots: Slots,
     /// What the table does not say yet, by slot.
     pub pending: BTreeMap<u32, Option<Record>>,
@@ -101,7 +114,7 @@ pub(super) struct State {
 pub struct Store {
     pub(super) layout: Layout,
     pub(super) segments: Vec<Box<dyn Segment>>,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     /// Held while changes are written down.
     meta: Mutex<Box<dyn Meta>>,
     /// For payloads that are not on a page boundary.
@@ -111,8 +124,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `folder`, or makes it. Returns as well what it holds, parents before
-    /// their children; whether a payload is still good shows when it is read.
+    /// Opens the store in `folder`, or makes it. Returns as well what it holds, by slot (see
+    /// [`parents_first`](super::parents_first)); whether a payload is still good shows when it is
+    /// read.
     ///
     /// # Errors
     ///
@@ -179,7 +193,9 @@ impl Store {
             let (got, wanted) = (put.payload.len(), self.layout.block_bytes);
             results.push(match () {
                 () if got != wanted => Err(PutError::Size { got, wanted }),
-                () if state.index.contains_key(&put.key) || placed_here(put.key) => Ok(()),
+                () if state.place(put.key).is_some() || placed_here(put.key) => Ok(()),
+                // Another block has the short name: as good as impossible, unless somebody tries.
+                () if state.index.contains_key(&put.key.id()) => Err(PutError::Full),
                 () if !state.stats.writable => Err(PutError::ReadOnly),
                 () => {
                     let near = placed.last().map(|(_, before)| before.slot);
@@ -206,6 +222,14 @@ impl Store {
             let mut state = lock(&self.state);
             match written {
                 Ok(()) => run.iter().for_each(|(at, place)| state.keep(&blocks[*at], *place)),
+                // The caller's memory is gone, as that of another process may be. The disk is not
+                // to blame.
+                Err(error) if error.raw_os_error() == Some(EFAULT) => {
+                    for (at, place) in run {
+                        state.slots.give(place.slot);
+                        results[*at] = Err(PutError::Io { slot: place.slot, kind: error.kind() });
+                    }
+                }
                 Err(error) => {
                     state.fail(run.iter().map(|p| p.1.slot), &error);
                     for (at, _) in run {
@@ -226,7 +250,7 @@ impl Store {
         for (at, get) in blocks.iter().enumerate() {
             if get.into.len() != self.layout.block_bytes {
                 reads[at] = Read::Size;
-            } else if let Some(place) = state.index.get(&get.key).copied() {
+            } else if let Some(place) = state.place(get.key) {
                 state.slots.read(place.slot);
                 found.push((at, place));
             }
@@ -244,11 +268,15 @@ impl Store {
             for (at, place) in run {
                 let get = &mut blocks[*at];
                 let good = |get: &Get<'_>| get.key.checksum(place.generation, get.into) == place.checksum;
-                let mut failed = false;
-                if !(read && good(get)) {
-                    failed = self.read(place.slot, std::iter::once(&mut *get.into)).is_err();
+                let mut came = read;
+                if !read {
+                    came = self.read(place.slot, std::iter::once(&mut *get.into)).is_ok();
                 }
-                let hit = !failed && good(get);
+                let (mut hit, mut failed) = (came && good(get), false);
+                if !hit {
+                    let again = self.read_apart(place.slot, get, *place);
+                    (hit, failed) = (matches!(again, Ok(true)), again.is_err());
+                }
                 reads[*at] = lock(&self.state).conclude(get.key, *place, hit, failed);
             }
         }
@@ -257,13 +285,30 @@ impl Store {
 
     /// Whether a block is there. Reading it can still show that it is not good.
     pub fn has(&self, key: StoreKey) -> bool {
-        lock(&self.state).index.contains_key(&key)
+        lock(&self.state).place(key).is_some()
+    }
+
+    /// Whether each of some blocks, given by short and whole name, is there.
+    pub fn have<'k>(&self, blocks: impl Iterator<Item = (&'k BlockId, &'k StoreKey)>) -> Vec<bool> {
+        let state = lock(&self.state);
+        blocks.map(|(id, key)| state.index.get(id).is_some_and(|held| held.key == *key)).collect()
+    }
+
+    /// The whole name of the block with this short one, if it is there.
+    pub fn name(&self, id: BlockId) -> Option<StoreKey> {
+        lock(&self.state).index.get(&id).map(|held| held.key)
+    }
+
+    /// The whole names of all blocks that are there.
+    pub fn names(&self) -> Vec<StoreKey> {
+        lock(&self.state).index.values().map(|held| held.key).collect()
     }
 
     /// Gives a block up. False where it is not there.
     pub fn remove(&self, key: StoreKey) -> bool {
         let mut state = lock(&self.state);
-        let Some(place) = state.index.remove(&key) else { return false };
+        let Some(place) = state.place(key) else { return false };
+        state.index.remove(&key.id());
         state.pending.insert(place.slot, None);
         state.slots.give(place.slot);
         true

@@ -34,7 +34,7 @@ pub(super) fn salt(about: &About<'_>) -> Option<Finding> {
             heard.salted_roots, heard.roots
         );
         (missed(false), evidence, "pass the request's cache_salt in Prompt.cache_salt when asking kvd")
-    } else if asked > 0 && heard.salted_roots == 0 && heard.roots > 0 {
+    } else if asked > 0 && heard.salted_roots == 0 && heard.roots >= SIGNS as u64 {
         let evidence = format!(
             "{asked} questions named a salt, and none of {} first blocks that the engine stored has one",
             heard.roots

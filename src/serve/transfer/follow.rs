@@ -110,7 +110,7 @@ impl Service {
 
     /// Finds plans whose source lost what they want to read.
     fn find_stale(&self, transfers: &Transfers, moved: &FxHashSet<Endpoint>) {
-        let sources = transfers.prompts.lock().to_look_after(moved);
+        let sources = transfers.prompts.lock().unattended(moved);
         for (id, ask, source) in sources {
             let Some(held) = self.still_held(&ask, &source) else { continue };
             if held >= source.tokens {

@@ -47,7 +47,7 @@ use crate::transfer::clock::Clock;
 use crate::transfer::home::Replicas;
 use crate::transfer::ledger::store::commit::{Committer, Ticket};
 use crate::transfer::ledger::store::{Store, StoreError};
-use crate::transfer::ledger::{Book, Bounds, Millis, News, Outbox, Record, Timers, TransferId};
+use crate::transfer::ledger::{Book, Bounds, Millis, News, Outbox, Record, State, Timers, TransferId};
 use crate::transfer::plans::Plans;
 use crate::transfer::token::Signer;
 use crate::transfer::types::{Caps, Lesson};
@@ -222,8 +222,12 @@ impl Transfers {
         }
         for news in news {
             tally.heard(&news);
-            if !news.record.live() {
-                self.prompts.lock().forget(news.record.id);
+            match news.record.state {
+                State::Planned | State::Prefilling | State::Ready | State::Pulling => {}
+                State::Failed | State::Expired => self.prompts.lock().failed(news.record.id),
+                State::Done | State::Cancelled | State::Superseded => {
+                    self.prompts.lock().forget(news.record.id);
+                }
             }
             // Nobody watching is no error.
             let _ = self.news.send(Arc::new(news));

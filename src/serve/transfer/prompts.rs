@@ -1,8 +1,10 @@
 //! What was asked when a transfer was planned?
 //!
-//! Kept while the transfer is live, in memory only and within a bound: to notice that its source
-//! lost what was to be read, and to plan again. Who is not kept is not watched, which is all.
+//! Kept in memory only and within a bound: while the transfer is live, to notice that its source lost
+//! what was to be read; and beyond that, as long as there is room, to plan again for one that failed.
+//! Who is not kept is not watched, which is all.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use kvproto::Tier;
@@ -17,6 +19,8 @@ pub(super) struct Prompts {
     max_bytes: usize,
     bytes: usize,
     kept: FxHashMap<TransferId, Kept>,
+    /// Of transfers that failed, the oldest first. Some may be gone already.
+    failed: VecDeque<TransferId>,
 }
 
 /// What one transfer was planned for.
@@ -39,13 +43,18 @@ pub(super) struct Source {
 
 impl Prompts {
     pub fn new(max_bytes: usize) -> Prompts {
-        Prompts { max_bytes, bytes: 0, kept: FxHashMap::default() }
+        Prompts { max_bytes, bytes: 0, kept: FxHashMap::default(), failed: VecDeque::new() }
     }
 
     /// Keeps `kept` if there is room.
     pub fn keep(&mut self, id: TransferId, kept: Kept) {
         self.forget(id);
         let bytes = kept.ask.bytes();
+        while self.bytes + bytes > self.max_bytes
+            && let Some(oldest) = self.failed.pop_front()
+        {
+            self.forget(oldest);
+        }
         if self.bytes + bytes <= self.max_bytes {
             self.bytes += bytes;
             self.kept.insert(id, kept);
@@ -56,6 +65,14 @@ impl Prompts {
         self.kept.get(&id).cloned()
     }
 
+    /// The transfer failed: it is not watched any more, but may be planned again.
+    pub fn failed(&mut self, id: TransferId) {
+        if let Some(kept) = self.kept.get_mut(&id) {
+            kept.source = None;
+            self.failed.push_back(id);
+        }
+    }
+
     pub fn forget(&mut self, id: TransferId) {
         if let Some(kept) = self.kept.remove(&id) {
             self.bytes -= kept.ask.bytes();
@@ -63,7 +80,7 @@ impl Prompts {
     }
 
     /// Transfers that want to read from pods that `moved`, or were not looked after yet.
-    pub fn to_look_after(&mut self, moved: &FxHashSet<Endpoint>) -> Vec<(TransferId, Arc<PlanAsk>, Source)> {
+    pub fn unattended(&mut self, moved: &FxHashSet<Endpoint>) -> Vec<(TransferId, Arc<PlanAsk>, Source)> {
         let mut found = vec![];
         for (id, kept) in &mut self.kept {
             let Some(source) = &kept.source else { continue };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kvproto::rpc::kv;
 use tracing::debug;
 
-use super::holdings::Without;
+use super::holdings::{Asked, Without};
 use super::prompts::Kept;
 use super::{TransferError, convert};
 use crate::serve::Service;
@@ -31,7 +31,7 @@ impl Service {
         let record = transfers.book(|b| b.get(id).map(Arc::clone)).ok_or(NotApplied::Unknown)?;
         crate::transfer::ledger::machine::fence(&record, attempt, epoch).map_err(NotApplied::from)?;
         let kept = transfers.prompts.lock().get(id);
-        let plan = self.plan_without(&record, kept.as_ref(), cause)?;
+        let (plan, asked) = self.plan_without(&record, kept.as_ref(), cause)?;
         let (record, ticket) = match plan.as_ref().and_then(|p| self.take_any(&record, p, cause)) {
             Some(taken) => taken,
             None => {
@@ -43,7 +43,9 @@ impl Service {
             }
         };
         if let (Some(kept), true) = (&kept, record.live()) {
-            transfers.prompts.lock().keep(record.id, kept.clone());
+            let source = asked.and_then(|a| a.source(&record.choice));
+            let kept = Kept { ask: Arc::clone(&kept.ask), source, looked: false };
+            transfers.prompts.lock().keep(record.id, kept);
         }
         transfers.written(ticket).await?;
         let mut reply = transfers.reply_with(&record, true, adopted);
@@ -80,10 +82,10 @@ impl Service {
         record: &Record,
         kept: Option<&Kept>,
         cause: Cause,
-    ) -> Result<Option<Plan>, TransferError> {
+    ) -> Result<(Option<Plan>, Option<Asked>), TransferError> {
         let without = without(record, cause);
         if record.state == State::Done || record.state == State::Superseded {
-            return Ok(None);
+            return Ok((None, None));
         }
         let Some(kept) = kept else {
             let usable = |c: &&Choice| {
@@ -94,16 +96,18 @@ impl Service {
                     && (without.decode.is_none() || c.decode != without.decode)
             };
             let mut ways = record.alternatives.iter().filter(usable).cloned();
-            return Ok(ways.next().map(|choice| Plan {
+            let plan = ways.next().map(|choice| Plan {
                 choice,
                 reason: Reason::Faster,
                 explanation: format!("an alternative of the first plan, because of {}", cause.name()),
                 alternatives: ways.collect(),
-            }));
+            });
+            return Ok((plan, None));
         };
         let transfers = self.transfers()?;
         let asked = self.holdings(&kept.ask)?;
-        Ok(Some(transfers.plans.plan(&transfers.question(&kept.ask, &asked, &without))))
+        let plan = transfers.plans.plan(&transfers.question(&kept.ask, &asked, &without));
+        Ok((Some(plan), Some(asked)))
     }
 
     /// Goes on with the first way that fits.

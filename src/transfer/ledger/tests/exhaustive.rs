@@ -40,11 +40,14 @@ struct World {
 /// All that tells two worlds apart.
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
-    replicas: [(Option<Shape>, Option<Shape>, bool, Option<Told>); 2],
+    replicas: [Known; 2],
     newest: Shape,
     now: Millis,
     left: [u8; 3],
 }
+
+/// What one replica has in memory and on disk, whether somebody waits, and what was told.
+type Known = (Option<Shape>, Option<Shape>, bool, Option<Told>);
 
 type Shape = (State, Option<State>, u32, u64, Millis, Option<Millis>, bool, bool, Millis);
 

@@ -8,6 +8,10 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::transfer::types::Flow;
 
+pub(super) type Links = BTreeMap<(Endpoint, Endpoint), Flow>;
+/// Bytes kept, and prefills.
+pub(super) type Pods = BTreeMap<Endpoint, (u64, u32)>;
+
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub state: State,
@@ -137,7 +141,7 @@ impl Reference {
 
     /// What all transfers under way take up: transfers and bytes per link, bytes and prefills per
     /// pod.
-    pub fn taken(&self) -> (BTreeMap<(Endpoint, Endpoint), Flow>, BTreeMap<Endpoint, (u64, u32)>) {
+    pub fn taken(&self) -> (Links, Pods) {
         let mut links: BTreeMap<_, Flow> = BTreeMap::new();
         let mut pods: BTreeMap<_, (u64, u32)> = BTreeMap::new();
         for row in self.rows.values() {

@@ -1,35 +1,39 @@
 //! What did the engine really have? Joins reports to what was said of their requests.
 //!
 //! [`crate::outcome`] has the rules; here the index is asked again, the clock is read, and a report that
-//! nothing explains yet is put off a moment: an engine may answer before its events are out.
+//! nothing explains yet is put off a moment: an engine may answer before its events are out. `look` gathers
+//! what a judgement takes, `hold_back` takes out of answers what does not count.
+
+mod hold_back;
+mod look;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use kvindex::{Answer, HolderId, Named, Query, Score};
 use parking_lot::Mutex;
-use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::prompt::{OwnedPrompt, PromptKey};
+use super::check::at_most;
+use super::prompt::OwnedPrompt;
 use super::routing::Endpoint;
 use super::{AskError, Asked, Counters, Limits, Service};
 use crate::outcome::Verdict;
-use crate::outcome::account::{Account, AskedBy, Comparison, Facts};
+use crate::outcome::account::Comparison;
 use crate::outcome::predictions::{Bounds, Found, Predicted, Prediction, Predictions, RequestName};
 use crate::publisher::PublisherState;
+pub use hold_back::HeldBack;
 
 /// Reports put off at a time; more are not compared.
 const MAX_PUT_OFF: usize = 4096;
 /// Their prompts may take this part of what predictions may.
 const PUT_OFF_SHARE: usize = 4;
-/// Tokens per block of an engine that has announced none yet, to tell prompts of less than a block.
-const ASSUMED_BLOCK: u64 = 16;
-/// Others whose prediction fits a report that are noted.
-const MAX_FITS: usize = 4;
+/// Tokens that a report may speak of.
+const MOST_TOKENS: u64 = u32::MAX as u64;
 
 /// What was said and waits for its outcome.
 pub(crate) struct Outcomes {
@@ -112,22 +116,6 @@ pub enum Received {
     Repeated,
 }
 
-/// What does not count of a score.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldBack {
-    /// Blocks that would count otherwise.
-    pub blocks: u32,
-    /// Cached tokens if they did.
-    pub cached_tokens: u64,
-}
-
-/// A case that was looked at.
-struct Looked {
-    comparison: Comparison,
-    names: Vec<Named>,
-    account: Arc<Account>,
-}
-
 impl Outcomes {
     pub fn new(limits: &Limits) -> Outcomes {
         let bounds = Bounds {
@@ -204,11 +192,12 @@ impl Service {
         let received = Instant::now();
         let counts = &self.outcomes.counts;
         Counters::add(&counts.reports, 1);
-        let is = |holder: HolderId| {
-            let spec = self.index.spec(holder);
-            spec.is_some_and(|spec| report.endpoint.is(&spec.instance, spec.rank))
+        let Report { tenant, model, name, endpoint, .. } = report;
+        let holder = self.holder(tenant, model, &endpoint.instance, endpoint.rank);
+        let found = match holder {
+            Some((holder, _)) => self.outcomes.predictions.take(tenant, model, *name, holder, received),
+            None => Found::Nothing,
         };
-        let found = self.outcomes.predictions.take(report.tenant, report.model, report.name, is, received);
         let (prediction, at) = match found {
             Found::Prediction(prediction, at) => (prediction, at),
             Found::Reported => {
@@ -268,129 +257,6 @@ impl Service {
         }
     }
 
-    /// Asks the index again and judges. `None` where the publisher is gone.
-    fn look(&self, case: &OpenCase) -> Option<Looked> {
-        let OpenCase { prediction, at, reported, .. } = case;
-        let said = prediction.endpoints[*at];
-        let account = self.publishers.account(said.holder)?;
-        let spec = self.index.spec(said.holder)?;
-        let freshness = self.freshness(said.holder);
-        let prompt = &prediction.prompt;
-        let asked_by = match prompt.key {
-            PromptKey::Tokens(_) => AskedBy::Tokens,
-            PromptKey::Canonical(_) | PromptKey::Engine(_) | PromptKey::Llmd(_) => AskedBy::Hashes,
-        };
-        let (score, names) = prompt.lend(|p| {
-            let query = Query {
-                // Of tokens the engine's own blocks are meant, whatever size counts were asked in.
-                block_size: prompt.block_size.filter(|_| asked_by == AskedBy::Hashes),
-                instances: &[&spec.instance],
-                ..Query::new(&prediction.tenant, &prediction.model, p)
-            };
-            let scores = self.index.query(&query).scores;
-            let score = scores.into_iter().find(|s| s.holder == said.holder)?;
-            Some((score, self.index.named(&query, said.holder)))
-        })?;
-        let per = u64::from(score.block_size);
-        let (predicted, now) = match asked_by {
-            AskedBy::Tokens => (said.tokens.into(), score.cached_tokens),
-            AskedBy::Hashes => {
-                let whole = prompt.key.len() as u64 * per;
-                let most = most_of_hashes(whole, per, *reported, case.reported_prompt);
-                (most.min(said.tokens.into()), most.min(score.cached_tokens))
-            }
-        };
-        let live = freshness.complete && freshness.state == PublisherState::Live && !score.partial;
-        // What arrived a while after the report speaks of later times.
-        let until = case.received + self.limits.outcome_review / 2;
-        let lagging = freshness.oldest_queued.is_some_and(|at| at <= until)
-            || freshness.state == PublisherState::Replaying;
-        let facts = Facts {
-            began: prediction.began,
-            predicted,
-            now,
-            reported: *reported,
-            vouched: said.vouched && live,
-            lagging,
-            names: &names,
-            block_size: score.block_size,
-        };
-        let (verdict, disturbed) = account.judge(&facts);
-        let held = names.iter().filter(|n| n.held).map(|n| u64::from(n.block) + 1).max().unwrap_or(0);
-        let adapter = prompt.lora.as_deref();
-        let mut comparison = Comparison {
-            verdict,
-            predicted,
-            now,
-            reported: *reported,
-            block_size: score.block_size,
-            whole: whole_blocks(&prompt.key, per),
-            found: held * per,
-            extra_tokens: match (&prompt.key, case.reported_prompt) {
-                (PromptKey::Tokens(t), Some(n)) => Some(n as i64 - t.len() as i64),
-                (_, _) => None,
-            },
-            asked_by,
-            salted: prompt.cache_salt.is_some(),
-            adapter_heard: adapter.map(|a| spec.lora.as_deref() == Some(a) || account.knows_adapter(a)),
-            fits: fitting(&prediction.endpoints, *at, *reported),
-            disturbed: disturbed || !live,
-        };
-        if comparison.found < comparison.whole && !comparison.disturbed {
-            self.note_elsewhere(case, &mut comparison);
-        }
-        Some(Looked { comparison, names, account })
-    }
-
-    /// Notes which other candidates have all of the prompt now and had not when it was scored.
-    fn note_elsewhere(&self, case: &OpenCase, comparison: &mut Comparison) {
-        let prediction = &case.prediction;
-        let scores = prediction.prompt.lend(|p| {
-            let block_size = prediction.prompt.block_size;
-            let query = Query { block_size, ..Query::new(&prediction.tenant, &prediction.model, p) };
-            self.index.query(&query).scores
-        });
-        for (at, said) in prediction.endpoints.iter().enumerate() {
-            let has = |s: &Score| u64::from(s.cached) * u64::from(s.block_size) >= comparison.whole;
-            let came = u64::from(said.tokens) + u64::from(comparison.block_size) < comparison.whole
-                && scores.iter().any(|s| s.holder == said.holder && has(s));
-            if came
-                && at != case.at
-                && comparison.fits.len() < MAX_FITS
-                && !comparison.fits.contains(&said.holder)
-            {
-                comparison.fits.push(said.holder);
-            }
-        }
-    }
-
-    /// Takes blocks that reports contradict, and what comes after them, out of an answer.
-    pub(super) fn hold_back(&self, query: &Query<'_>, answer: &mut Answer) -> FxHashMap<HolderId, HeldBack> {
-        let mut held_back = FxHashMap::default();
-        if self.publishers.distrusted() == 0 {
-            return held_back;
-        }
-        for score in answer.scores.iter_mut().filter(|s| s.cached > 0 || s.cached_tokens > 0) {
-            if let Some(less) = self.without_distrusted(query, score) {
-                let blocks = score.cached.saturating_sub(less.cached);
-                let cached_tokens = score.cached_tokens;
-                held_back.insert(score.holder, HeldBack { blocks, cached_tokens });
-                *score = less;
-            }
-        }
-        held_back
-    }
-
-    fn without_distrusted(&self, query: &Query<'_>, score: &Score) -> Option<Score> {
-        let account = self.publishers.account(score.holder).filter(|a| a.has_distrusted())?;
-        let names = self.index.named(query, score.holder);
-        let first = account.first_distrusted(&names, Instant::now())?;
-        let spec = self.index.spec(score.holder)?;
-        let most = query.max_blocks.map_or(first, |n| n.min(first));
-        let query = Query { instances: &[&spec.instance], max_blocks: Some(most), ..*query };
-        self.index.query(&query).scores.into_iter().find(|s| s.holder == score.holder)
-    }
-
     fn check_report(&self, report: &Report<'_>) -> Result<(), AskError> {
         if report.model.is_empty() {
             return Err(AskError::invalid("model", "empty"));
@@ -412,6 +278,11 @@ impl Service {
         ] {
             self.check_text(field, text)?;
         }
+        for (field, tokens) in
+            [("cached_tokens", report.cached_tokens), ("prompt_tokens", report.prompt_tokens.unwrap_or(0))]
+        {
+            at_most(field, MOST_TOKENS as usize, usize::try_from(tokens).unwrap_or(usize::MAX))?;
+        }
         if let Some(prompt) = report.prompt_tokens
             && report.cached_tokens > prompt
         {
@@ -420,54 +291,6 @@ impl Service {
         }
         Ok(())
     }
-}
-
-impl Comparison {
-    /// Whether waiting for further events can change nothing.
-    fn is_settled(&self) -> bool {
-        !self.verdict.is_error()
-            && self.verdict != Verdict::Unclear
-            && (self.disturbed || self.found >= self.whole)
-    }
-}
-
-impl Looked {
-    fn enter(self, now: Instant) {
-        let Looked { comparison, names, account } = self;
-        let Comparison { predicted, reported, .. } = comparison;
-        if account.enter(comparison, &names, now) {
-            warn!(predicted, reported, "a block that reports contradict does not count any more");
-        }
-    }
-}
-
-/// The most that an engine can report of a prompt given by hashes of `whole` tokens: it computes the
-/// last token again, and hashes do not say whether the prompt goes on after them.
-fn most_of_hashes(whole: u64, per: u64, reported: u64, prompt: Option<u64>) -> u64 {
-    match prompt {
-        Some(n) => n.saturating_sub(1).checked_div(per).map_or(whole, |blocks| blocks * per),
-        None if reported + per == whole => reported,
-        None => whole,
-    }
-}
-
-/// Tokens in the blocks that the engine caches when it has run the prompt.
-fn whole_blocks(key: &PromptKey, per: u64) -> u64 {
-    match key {
-        PromptKey::Tokens(t) => {
-            let per = if per == 0 { ASSUMED_BLOCK } else { per };
-            t.len() as u64 / per * per
-        }
-        PromptKey::Canonical(_) | PromptKey::Engine(_) | PromptKey::Llmd(_) => key.len() as u64 * per,
-    }
-}
-
-/// The other candidates whose prediction is what was reported.
-fn fitting(endpoints: &[Predicted], at: usize, reported: u64) -> smallvec::SmallVec<[HolderId; MAX_FITS]> {
-    if reported == 0 || u64::from(endpoints[at].tokens) == reported {
-        return smallvec::SmallVec::new();
-    }
-    endpoints.iter().filter(|e| u64::from(e.tokens) == reported).map(|e| e.holder).take(MAX_FITS).collect()
 }
 
 impl Counts {

@@ -9,16 +9,16 @@ use kvindex::{HolderId, Index, IndexConfig, Query, TierWeights};
 use kvproto::SeqHash;
 use kvproto::hash::canonical::{Namespace, PromptExtras, prompt_hashes};
 
-use super::outcome::{Received, Report};
-use super::prompt::{OwnedItem, OwnedPrompt, PromptKey};
-use super::routing::Endpoint;
-use super::{Limits, Service};
+use super::{Received, Report};
 use crate::ctl::capture::{Capture, Exclusion, Step};
 use crate::ingest::{IngestConfig, Publishers};
 use crate::outcome::Verdict;
 use crate::outcome::finding::Severity;
 use crate::outcome::predictions::RequestName;
 use crate::publisher::{HashAlgo, PublisherSpec};
+use crate::serve::prompt::{OwnedItem, OwnedPrompt, PromptKey};
+use crate::serve::routing::Endpoint;
+use crate::serve::{Limits, Service};
 
 /// What is done otherwise than it should be.
 #[derive(Default)]
@@ -45,6 +45,7 @@ impl Run {
     fn new(capture: Capture, mistakes: &Mistakes) -> Run {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None).unwrap();
+        publishers.begin();
         let limits = Limits { outcome_review: Duration::from_millis(1), ..Limits::default() };
         let service = Service::new(index, publishers, limits, TierWeights::default());
         let engines = capture.engines();

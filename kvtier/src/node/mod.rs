@@ -1,0 +1,38 @@
+//! What a node's tiers do together: RAM, disk and shared storage behind one question.
+//!
+//! ```text
+//!   engines ──▶ Tiers ──▶ pool: planner decides ──▶ schedule ──▶ mover ──▶ arena, store, shared
+//!                            ▲                                      │
+//!                            └──── what is really there ◀───────────┤
+//!                                                                   └──▶ streams ──▶ subscribers
+//! ```
+//!
+//! Threads, sockets and the clock are the caller's: some of its threads run [`Node::work`], one calls
+//! [`Node::commit`] every 50 ms or so and [`Node::probe`] now and then.
+//!
+//! Read `api` for what an engine may ask, `pool` for what is decided and what is there, `schedule`
+//! for the order of moves, `mover` for their I/O, `streams` for what is told, `catalog` for what is
+//! written down beside the blocks, `restore` for what a restart finds.
+
+mod api;
+mod catalog;
+mod change;
+mod memory;
+mod mover;
+#[expect(clippy::module_inception, reason = "the node itself beside its parts")]
+mod node;
+mod pool;
+mod restore;
+mod schedule;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod tiers;
+mod wire;
+
+pub use api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
+pub use catalog::CatalogError;
+pub use memory::MemoryTiers;
+pub use node::{Clock, MakeShared, Node, NodeConfig, NodeError, PoolUsage, Scrubbed};
+pub use pool::Moves;
+pub use streams::{Numbered, Publish, StreamStats, Unheard};
