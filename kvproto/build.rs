@@ -9,7 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::var_os("CARGO_FEATURE_RPC").is_none() {
         return Ok(());
     }
-    let files = ["kv/v1/kv.proto", "indexer/v1/indexer.proto"];
+    let files = ["kv/v1/kv.proto", "kv/v1/tier.proto", "indexer/v1/indexer.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

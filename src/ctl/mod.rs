@@ -18,6 +18,7 @@ mod score;
 mod stats;
 mod target;
 mod term;
+mod tier;
 mod verify;
 mod warmup;
 mod watch;
@@ -108,6 +109,10 @@ enum Command {
     Stats,
     /// Write whether it is known again, after a start, what the engines hold
     Warmup(warmup::WarmupArgs),
+    /// Write what a node keeps below the GPU
+    Tiers(tier::TiersArgs),
+    /// Check, empty or watch a node's tiers below the GPU
+    Tier(tier::TierArgs),
     /// Let kvd follow an engine
     Register(register::RegisterArgs),
     /// Let kvd forget an engine
@@ -175,6 +180,8 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Publishers(args) => publishers::list(global, args, out).await,
         Command::Stats => stats::run(global, out).await,
         Command::Warmup(args) => warmup::run(global, args, out).await,
+        Command::Tiers(args) => tier::list(global, args, out).await,
+        Command::Tier(args) => tier::run(global, args, out).await,
         Command::Register(args) => register::register(global, args, out).await,
         Command::Unregister(args) => register::unregister(global, args, out).await,
         Command::Replay(args) => replay::run(global, args, out).await,
