@@ -9,7 +9,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::var_os("CARGO_FEATURE_RPC").is_none() {
         return Ok(());
     }
-    let files = ["kv/v1/kv.proto", "kv/v1/peers.proto", "kv/v1/transfer.proto", "indexer/v1/indexer.proto"];
+    let files = [
+        "kv/v1/kv.proto",
+        "kv/v1/peers.proto",
+        "kv/v1/tier.proto",
+        "kv/v1/transfer.proto",
+        "indexer/v1/indexer.proto",
+    ];
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     let encoded = descriptors.encode_to_vec();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use kvproto::rpc::kv::admin_service_client::AdminServiceClient;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
 use kvproto::rpc::kv::ingest_service_client::IngestServiceClient;
+use kvproto::rpc::kv::tier_service_client::TierServiceClient;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
 use kvproto::rpc::kv::{ListPublishersRequest, PublisherState, PublisherStatus, Tier};
 use tonic::transport::{Channel, Endpoint};
@@ -110,6 +111,11 @@ impl Kvd {
     /// Transfers between pods.
     pub fn transfers(&self) -> TransferServiceClient<Channel> {
         TransferServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    /// A node's tiers; answered by `kvd tier` alone.
+    pub fn tiers(&self) -> TierServiceClient<Channel> {
+        TierServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Every publisher and how it is doing.

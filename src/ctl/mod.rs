@@ -21,6 +21,7 @@ mod score;
 mod stats;
 mod target;
 mod term;
+mod tier;
 mod transfers;
 mod verify;
 mod warmup;
@@ -121,6 +122,10 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Write what is known of the links between pods, and what goes over them
     Links(links::LinksArgs),
+    /// Write what a node keeps below the GPU
+    Tiers(tier::TiersArgs),
+    /// Check, empty or watch a node's tiers below the GPU
+    Tier(tier::TierArgs),
     /// Let kvd follow an engine
     Register(register::RegisterArgs),
     /// Let kvd forget an engine
@@ -192,6 +197,8 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
         Command::Transfers(args) => transfers::run(global, args, out).await,
         Command::Plan(args) => plan::run(global, args, out).await,
         Command::Links(args) => links::run(global, args, out).await,
+        Command::Tiers(args) => tier::list(global, args, out).await,
+        Command::Tier(args) => tier::run(global, args, out).await,
         Command::Register(args) => register::register(global, args, out).await,
         Command::Unregister(args) => register::unregister(global, args, out).await,
         Command::Replay(args) => replay::run(global, args, out).await,

@@ -35,6 +35,9 @@ pub struct TierArgs {
     /// The Unix socket for engines.
     #[arg(long, env = "KVD_TIER_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Where to answer gRPC, host:port; port 0 takes a free one.
+    #[arg(long, env = "KVD_TIER_GRPC_LISTEN", value_name = "ADDR")]
+    pub grpc_listen: Option<String>,
     /// Where to answer HTTP (metrics, health), host:port; port 0 takes a free one.
     #[arg(long, env = "KVD_TIER_HTTP_LISTEN", value_name = "ADDR")]
     pub http_listen: Option<String>,
@@ -59,9 +62,31 @@ struct File {
     probe_every: Option<Time>,
     patience: Option<Time>,
     http_listen: Option<String>,
+    grpc_listen: Option<String>,
+    shared: SharedTable,
     log_level: Option<String>,
     policy: PolicyTable,
     model: Vec<Model>,
+}
+
+/// `[shared]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct SharedTable {
+    url: Option<String>,
+    prefix: Option<String>,
+    refresh_every: Option<Time>,
+}
+
+/// Storage that other nodes reach, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedConfig {
+    /// Where: `file:///folder` or `s3://bucket`.
+    pub url: String,
+    /// What names of objects begin with.
+    pub prefix: String,
+    /// How often it is asked what others have put and removed.
+    pub refresh_every: Duration,
 }
 
 /// `[policy]`
@@ -115,6 +140,10 @@ pub struct TierConfig {
     pub patience: Duration,
     /// Where to answer HTTP.
     pub http_listen: String,
+    /// Where to answer gRPC.
+    pub grpc_listen: String,
+    /// Shared storage, where there is any.
+    pub shared: Option<SharedConfig>,
     /// What is logged.
     pub log_level: String,
     /// The policy.
@@ -186,6 +215,12 @@ impl TierConfig {
         let node = args.node.clone().or(file.node).filter(|name| !name.is_empty());
         let folder = args.folder.clone().or(file.folder).filter(|folder| !folder.as_os_str().is_empty());
         let socket = args.socket.clone().or(file.socket).filter(|path| !path.as_os_str().is_empty());
+        let SharedTable { url, prefix, refresh_every } = file.shared;
+        let shared = url.filter(|url| !url.is_empty()).map(|url| SharedConfig {
+            url,
+            prefix: prefix.unwrap_or("kv".into()),
+            refresh_every: refresh_every.map_or(Duration::from_secs(10), |t| t.0),
+        });
         let policy = file.policy;
         let rate = |per_second: Option<u32>| per_second.map(|n| Rate { per_second: n, burst: n.max(64) });
         let config = TierConfig {
@@ -213,6 +248,7 @@ impl TierConfig {
             probe_every: file.probe_every.map_or(Duration::from_secs(2), |t| t.0),
             patience: file.patience.map_or(Duration::from_millis(100), |t| t.0),
             http_listen: args.http_listen.clone().or(file.http_listen).unwrap_or("0.0.0.0:8092".into()),
+            grpc_listen: args.grpc_listen.clone().or(file.grpc_listen).unwrap_or("0.0.0.0:50053".into()),
             log_level: file.log_level.unwrap_or("info".into()),
             policy: kvtier::policy::Config {
                 ranking: match policy.ranking.as_deref() {
@@ -228,10 +264,13 @@ impl TierConfig {
                 remembered: policy.remembered.unwrap_or(50_000),
                 pinned: policy.pinned.unwrap_or(u32::MAX),
                 disk_writes: rate(policy.disk_writes_per_second),
-                shared_writes: rate(policy.shared_writes_per_second),
+                // Without shared storage there is nothing to write to.
+                shared_writes: rate(policy.shared_writes_per_second.or(Some(100)))
+                    .filter(|_| shared.is_some()),
                 share_from: policy.share_from.unwrap_or(2),
                 ..kvtier::policy::Config::default()
             },
+            shared,
             models: file.model,
         };
         config.check()?;
@@ -254,8 +293,10 @@ impl TierConfig {
         if self.ram_bytes == 0 && self.disk_bytes == 0 {
             return Err(invalid("disk", "there is neither RAM nor disk; give --ram or --disk"));
         }
-        if !self.http_listen.contains(':') {
-            return Err(invalid("http_listen", format!("{:?} has no port", self.http_listen)));
+        for (key, address) in [("http_listen", &self.http_listen), ("grpc_listen", &self.grpc_listen)] {
+            if !address.contains(':') {
+                return Err(invalid(key, format!("{address:?} has no port")));
+            }
         }
         let mut seen = BTreeSet::new();
         for model in &self.models {

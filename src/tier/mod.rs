@@ -10,6 +10,7 @@
 //! can be set, `run` for what is started and in which order it ends.
 
 pub mod config;
+mod grpc;
 pub mod metrics;
 pub mod publish;
 pub mod run;

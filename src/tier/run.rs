@@ -10,17 +10,24 @@ use anyhow::Context;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use kvproto::rpc::kv::tier_service_server::TierServiceServer;
 use kvtier::agent::Agent;
-use kvtier::node::{Node, NodeConfig, Tiers};
+use kvtier::node::{MakeShared, Node, NodeConfig, Tiers};
+use kvtier::shared::{Objects, Shared, store_at};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use super::config::TierConfig;
+use super::grpc::TierApi;
 use super::metrics;
 use super::publish::{Publisher, Sockets};
 use crate::serve::http::connections;
+
+/// Largest gRPC request, in bytes.
+const MOST_REQUEST: usize = 4 << 20;
 
 /// A node that runs: its threads and sockets. Ends when it is told to, or dropped.
 pub struct Running {
@@ -32,6 +39,8 @@ pub struct Running {
     pub sockets: Vec<Sockets>,
     /// What engines are connected to.
     pub agent: Option<Agent>,
+    /// Makes requests to shared storage.
+    runtime: Option<tokio::runtime::Runtime>,
     /// Set when what the disk holds can be looked up.
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -51,6 +60,21 @@ impl Running {
     /// Where its files or sockets cannot be used.
     pub fn start(config: &TierConfig) -> anyhow::Result<Running> {
         let publisher = Arc::new(Publisher::default());
+        let mut runtime = None;
+        let shared = match &config.shared {
+            None => None,
+            Some(shared) => {
+                let store = store_at(&shared.url).context("open shared storage")?;
+                // Requests have threads of their own: those that make moves wait for them.
+                let made = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+                let handle = runtime.insert(made.context("start a runtime")?).handle().clone();
+                let prefix = shared.prefix.clone();
+                let make = move |bytes| -> Arc<dyn Shared> {
+                    Arc::new(Objects::new(store.clone(), handle.clone(), &prefix, bytes))
+                };
+                Some(Box::new(make) as MakeShared)
+            }
+        };
         let node = Node::open(
             NodeConfig {
                 name: config.node.clone(),
@@ -62,7 +86,7 @@ impl Running {
                 policy: config.policy.clone(),
                 patience: config.patience,
                 clock: Arc::new(clock),
-                shared: None,
+                shared,
             },
             publisher.clone(),
         );
@@ -78,6 +102,7 @@ impl Running {
             publisher,
             sockets,
             agent: None,
+            runtime,
             ready: Arc::default(),
             stop: Arc::default(),
             threads: Vec::new(),
@@ -88,6 +113,9 @@ impl Running {
             running.threads.push(std::thread::spawn(move || node.work()));
         }
         running.write_down(config.commit_every, config.probe_every);
+        if let Some(shared) = &config.shared {
+            running.look_around(shared.refresh_every);
+        }
         let tiers: Arc<dyn Tiers> = running.node.clone();
         let socket = config.agent.socket.display();
         if let Some(folder) = config.agent.socket.parent() {
@@ -137,6 +165,20 @@ impl Running {
         }));
     }
 
+    fn look_around(&mut self, every: Duration) {
+        let (node, stop) = (self.node.clone(), self.stop.clone());
+        self.threads.push(std::thread::spawn(move || {
+            let mut looked: Option<Instant> = None;
+            while !stop.load(Ordering::Acquire) {
+                if looked.is_none_or(|at| at.elapsed() >= every) {
+                    node.refresh_shared();
+                    looked = Some(Instant::now());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }));
+    }
+
     /// Whether what the disks hold can be looked up.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
@@ -166,6 +208,9 @@ impl Running {
             // What a thread that panicked had to say was said.
             let _ = thread.join();
         }
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -189,8 +234,22 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("answer HTTP on {}", config.http_listen))?;
     let http_at = http.local_addr().context("read the HTTP address")?;
-    let running = Arc::new(Running::start(&config)?);
+    let grpc = TcpListener::bind(&config.grpc_listen)
+        .await
+        .with_context(|| format!("answer gRPC on {}", config.grpc_listen))?;
+    let grpc_at = grpc.local_addr().context("read the gRPC address")?;
+    // It may wait for the disk, and brings a runtime of its own.
+    let started = config.clone();
+    let running = tokio::task::spawn_blocking(move || Running::start(&started)).await;
+    let running = Arc::new(running.context("start the node")??);
     let (stop, mut stopping) = watch::channel(false);
+    let mut told = stopping.clone();
+    let service =
+        TierServiceServer::new(TierApi::new(running.node.clone())).max_decoding_message_size(MOST_REQUEST);
+    let serve = tonic::transport::Server::builder().add_service(service);
+    let grpc = tokio::spawn(serve.serve_with_incoming_shutdown(TcpIncoming::from(grpc), async move {
+        let _ = told.wait_for(|stop| *stop).await;
+    }));
     let server = tokio::spawn(connections::serve(router(&running), http, async move {
         // An error means that the sender is gone, and so is the reason to go on.
         let _ = stopping.wait_for(|stop| *stop).await;
@@ -198,7 +257,11 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     // Who started it may not be listening, which is no reason to stop.
     let mut out = std::io::stdout();
     let (version, socket) = (env!("CARGO_PKG_VERSION"), config.agent.socket.display());
-    let _ = writeln!(out, "kvd tier {version} node={} http={http_at} socket={socket}", config.node);
+    let _ = writeln!(
+        out,
+        "kvd tier {version} node={} grpc={grpc_at} http={http_at} socket={socket}",
+        config.node
+    );
     for sockets in &running.sockets {
         let Sockets { model, publish, replay, .. } = sockets;
         let _ = writeln!(out, "model={model} publish={publish} replay={replay}");
@@ -211,6 +274,8 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     info!("told to stop, writing down what there is");
     stop.send_replace(true);
     let _ = server.await;
+    // A scrub that somebody looks at ends with the process.
+    let _ = tokio::time::timeout(Duration::from_secs(2), grpc).await;
     match Arc::into_inner(running) {
         Some(running) => tokio::task::spawn_blocking(move || running.end(Duration::from_secs(10)))
             .await

@@ -537,6 +537,20 @@ impl Node {
         &self.config.name
     }
 
+    /// What engines of a model have called it in their blocks' names.
+    pub fn fingerprints(&self, model: &str) -> Vec<u128> {
+        self.streams.fingerprints(model)
+    }
+
+    /// Learns what others have put to and removed from shared storage. Waits for that.
+    pub fn refresh_shared(&self) {
+        for (pool, _) in self.all() {
+            if let Some(shared) = &pool.shared {
+                pool.learn_shared(&shared.news());
+            }
+        }
+    }
+
     /// The number of a model's stream.
     ///
     /// # Errors

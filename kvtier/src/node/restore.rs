@@ -9,6 +9,7 @@ use std::path::Path;
 use super::change::Change;
 use super::pool::Pool;
 use crate::policy::{Owner, Tier};
+use crate::shared::News;
 use crate::slot::lock;
 use crate::store::{Backend, Layout, OpenError, Record, Store, StoreKey, parents_first};
 
@@ -51,6 +52,28 @@ impl Pool {
             }
         }
         lock(&self.state).restored = true;
+    }
+
+    /// Takes up what has changed in shared storage.
+    pub fn learn_shared(&self, news: &News) {
+        for stretch in news.came.chunks(STRETCH) {
+            let mut state = lock(&self.state);
+            for (key, owner) in stretch {
+                if state.shared.insert(key.id(), *key).is_none() {
+                    state.planner.restore(key.id(), None, *owner, Tier::Shared);
+                    self.journal.tell(&[Change::came(*key, Tier::Shared)]);
+                    self.journal.shared(self.block_bytes, key, Some(*owner));
+                }
+            }
+        }
+        for key in &news.left {
+            let mut state = lock(&self.state);
+            if state.shared.remove(&key.id()).is_some() {
+                self.journal.tell(&[Change::left(*key, Tier::Shared)]);
+                self.journal.shared(self.block_bytes, key, None);
+                self.reconcile(&mut state, key.id());
+            }
+        }
     }
 
     /// Tells the planner what this node knows to be in shared storage.

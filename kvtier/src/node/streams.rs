@@ -120,6 +120,14 @@ impl Streams {
         Ok(stream)
     }
 
+    /// What a model is called in blocks' names.
+    pub fn fingerprints(&self, model: &str) -> Vec<u128> {
+        let inner = lock(&self.inner);
+        let of = inner.streams.iter().position(|stream| stream.row.model == model);
+        let named = inner.of_model.iter().filter(|(_, stream)| Some(**stream as usize) == of);
+        named.map(|(fingerprint, _)| *fingerprint).collect()
+    }
+
     /// The number of a model's stream.
     pub fn open_stream(&self, model: &str) -> Result<u32, CatalogError> {
         self.stream(&mut lock(&self.inner), model)

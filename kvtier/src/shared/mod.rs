@@ -16,7 +16,7 @@ use crate::policy::Owner;
 use crate::store::{Get, Put, Read, StoreKey};
 
 #[cfg(feature = "objects")]
-pub use objects::{Objects, SharedError};
+pub use objects::{Objects, SharedError, store_at};
 
 /// Shared storage, as a node uses it. All methods block.
 pub trait Shared: Send + Sync + std::fmt::Debug {

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
 use futures::TryStreamExt;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore, PutMode, PutPayload};
 use tokio::runtime::Handle;
@@ -60,6 +61,28 @@ pub struct Objects {
     prefix: Path,
     block_bytes: usize,
     known: Mutex<Known>,
+}
+
+/// The object store at `url`: `file:///folder`, and with feature `s3` also `s3://bucket/prefix`, for
+/// which the environment says the rest (`AWS_REGION`, `AWS_ENDPOINT`, keys).
+///
+/// # Errors
+///
+/// [`SharedError`] where there is none or it is not known how to reach it.
+pub fn store_at(url: &str) -> Result<Arc<dyn ObjectStore>, SharedError> {
+    let failed = |source| SharedError { what: "open what the URL names", source };
+    if let Some(folder) = url.strip_prefix("file://") {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| failed(Error::Generic { store: "file", source: error.into() }))?;
+        return Ok(Arc::new(LocalFileSystem::new_with_prefix(folder).map_err(failed)?));
+    }
+    #[cfg(feature = "s3")]
+    if url.starts_with("s3://") {
+        let s3 = object_store::aws::AmazonS3Builder::from_env().with_url(url).build().map_err(failed)?;
+        return Ok(Arc::new(s3));
+    }
+    let text = format!("{url}: use file:///folder, or s3://bucket where kvd was built with feature s3");
+    Err(failed(Error::NotSupported { source: text.into() }))
 }
 
 impl Objects {
@@ -258,10 +281,8 @@ impl Shared for Objects {
 
 #[cfg(test)]
 mod tests {
-    use object_store::local::LocalFileSystem;
-    use object_store::memory::InMemory;
-
     use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
 
     use super::*;
 

@@ -1,0 +1,250 @@
+//! `kv.v1.TierService`: how do schedulers and operators reach a node's tiers?
+
+use std::sync::Arc;
+
+use kvproto::rpc::kv;
+use kvproto::rpc::kv::tier_service_server::TierService;
+use kvtier::node::{Node, NodeError, PoolId, PoolUsage, Tiers};
+use kvtier::policy::{PinError, PinId, Tier};
+use kvtier::store::StoreKey;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Hashes in one request.
+const MOST_HASHES: usize = 1 << 16;
+/// Longest pin, in ms.
+const LONGEST: u64 = 86_400_000;
+
+/// The service.
+#[derive(Debug)]
+pub struct TierApi {
+    node: Arc<Node>,
+}
+
+impl TierApi {
+    /// For one node.
+    pub fn new(node: Arc<Node>) -> TierApi {
+        TierApi { node }
+    }
+
+    /// Pools that a request is about.
+    fn pools(&self, block_bytes: u64) -> Result<Vec<PoolUsage>, Status> {
+        let mut pools = self.node.usage();
+        if block_bytes != 0 {
+            pools.retain(|pool| pool.block_bytes as u64 == block_bytes);
+            if pools.is_empty() {
+                return Err(Status::not_found(format!("no pool of {block_bytes} byte blocks")));
+            }
+        }
+        Ok(pools)
+    }
+
+    /// Names of blocks, for every fingerprint that engines of the model came with.
+    fn keys(&self, blocks: Option<kv::BlockSet>) -> Result<(Vec<PoolId>, Vec<Vec<StoreKey>>), Status> {
+        let blocks = blocks.ok_or_else(|| Status::invalid_argument("blocks: missing"))?;
+        if blocks.hashes.len() > MOST_HASHES {
+            let text = format!("blocks.hashes: {} given, {MOST_HASHES} allowed", blocks.hashes.len());
+            return Err(Status::invalid_argument(text));
+        }
+        let pools = self.pools(blocks.block_bytes)?.iter().map(|pool| pool.pool).collect();
+        let fingerprints = self.node.fingerprints(&blocks.model);
+        if fingerprints.is_empty() {
+            return Err(Status::not_found(format!("no engine of {} has been here", blocks.model)));
+        }
+        let chain = |model: u128| {
+            let key = |hash: &bytes::Bytes| StoreKey::new(model, blocks.group, hash);
+            blocks.hashes.iter().map(key).collect::<Result<Vec<_>, _>>()
+        };
+        let chains: Result<Vec<_>, _> = fingerprints.into_iter().map(chain).collect();
+        Ok((pools, chains.map_err(|e| Status::invalid_argument(format!("blocks.hashes: {e}")))?))
+    }
+
+    /// Pins in every pool and for every fingerprint under which any block is there.
+    fn pin_each(
+        &self,
+        blocks: Option<kv::BlockSet>,
+        pin: impl Fn(PoolId, &[kvtier::policy::BlockId]) -> Result<PinId, PinError>,
+    ) -> Result<Response<kv::PinResponse>, Status> {
+        let (pools, chains) = self.keys(blocks)?;
+        let sizes = self.node.usage();
+        let mut pins = Vec::new();
+        for pool in pools {
+            for chain in &chains {
+                let there = self.node.lookup(pool, &chain[..chain.len().min(1)]);
+                if !there.iter().any(|place| matches!(place, kvtier::node::Where::In(_))) {
+                    continue;
+                }
+                let ids: Vec<_> = chain.iter().map(StoreKey::id).collect();
+                let id = pin(pool, &ids).map_err(|e| Status::resource_exhausted(e.to_string()))?;
+                let block_bytes = sizes.get(pool.0 as usize).map_or(0, |usage| usage.block_bytes as u64);
+                pins.push(kv::PinRef { block_bytes, id: id.0 });
+            }
+        }
+        Ok(Response::new(kv::PinResponse { pins }))
+    }
+
+    fn pin_of(&self, pin: Option<kv::PinRef>) -> Result<(PoolId, PinId), Status> {
+        let pin = pin.ok_or_else(|| Status::invalid_argument("pin: missing"))?;
+        let pool = self.pools(pin.block_bytes)?[0].pool;
+        Ok((pool, PinId(pin.id)))
+    }
+}
+
+fn ttl(ms: u64) -> Result<u64, Status> {
+    match ms {
+        1..=LONGEST => Ok(ms),
+        _ => Err(Status::invalid_argument(format!("ttl_ms: {ms} is outside 1..{LONGEST}"))),
+    }
+}
+
+fn unknown(error: PinError) -> Status {
+    Status::not_found(error.to_string())
+}
+
+fn refused(error: NodeError) -> Status {
+    Status::unavailable(format!("{:#}", anyhow::Error::new(error)))
+}
+
+fn usage(pool: &PoolUsage) -> kv::PoolUsage {
+    let disk = pool.disk.unwrap_or_default();
+    let [waiting_up, waiting_down, waiting_shared] = pool.waiting.map(|n| n as u64);
+    let [loaded_ram, loaded_disk, loaded_shared] = pool.moves.loaded;
+    kv::PoolUsage {
+        block_bytes: pool.block_bytes as u64,
+        ram_capacity: pool.ram_blocks.into(),
+        ram_blocks: pool.policy.cpu.into(),
+        disk_capacity: pool.disk_blocks.into(),
+        disk_blocks: pool.policy.disk.into(),
+        shared_blocks: pool.shared as u64,
+        pinned_blocks: pool.policy.pinned as u64,
+        waiting_up,
+        waiting_down,
+        waiting_shared,
+        asked: pool.policy.asked,
+        found: pool.policy.found,
+        loaded_ram,
+        loaded_disk,
+        loaded_shared,
+        promoted: pool.moves.up,
+        demoted: pool.moves.down,
+        evicted: pool.policy.evicted,
+        refused: pool.policy.refused + pool.moves.crowded,
+        corrupt: disk.corrupt,
+        failed_io: disk.failed,
+        quarantined_slots: disk.quarantined as u64,
+        disk_writable: disk.writable,
+        restored: pool.restored,
+    }
+}
+
+#[tonic::async_trait]
+impl TierService for TierApi {
+    type ScrubStream = ReceiverStream<Result<kv::ScrubProgress, Status>>;
+
+    async fn get_tier_usage(
+        &self,
+        _: Request<kv::GetTierUsageRequest>,
+    ) -> Result<Response<kv::GetTierUsageResponse>, Status> {
+        let stream = |stream: kvtier::node::StreamStats| kv::StreamUsage {
+            model: stream.model,
+            next_seq: stream.next,
+            first_seq: stream.first,
+        };
+        Ok(Response::new(kv::GetTierUsageResponse {
+            node: self.node.name().to_owned(),
+            pools: self.node.usage().iter().map(usage).collect(),
+            streams: self.node.streams().into_iter().map(stream).collect(),
+            draining: self.node.is_draining(),
+        }))
+    }
+
+    async fn prefetch(
+        &self,
+        request: Request<kv::PrefetchRequest>,
+    ) -> Result<Response<kv::PinResponse>, Status> {
+        let request = request.into_inner();
+        let (most, ttl) = (request.max_blocks, ttl(request.ttl_ms)?);
+        self.pin_each(request.blocks, |pool, chain| self.node.prefetch(pool, chain, most, ttl))
+    }
+
+    async fn pin(&self, request: Request<kv::PinRequest>) -> Result<Response<kv::PinResponse>, Status> {
+        let request = request.into_inner();
+        let ttl = ttl(request.ttl_ms)?;
+        self.pin_each(request.blocks, |pool, chain| self.node.pin(pool, chain, ttl))
+    }
+
+    async fn renew_pin(
+        &self,
+        request: Request<kv::RenewPinRequest>,
+    ) -> Result<Response<kv::RenewPinResponse>, Status> {
+        let request = request.into_inner();
+        let (pool, pin) = self.pin_of(request.pin)?;
+        self.node.renew(pool, pin, ttl(request.ttl_ms)?).map_err(unknown)?;
+        Ok(Response::new(kv::RenewPinResponse {}))
+    }
+
+    async fn unpin(&self, request: Request<kv::UnpinRequest>) -> Result<Response<kv::UnpinResponse>, Status> {
+        let (pool, pin) = self.pin_of(request.into_inner().pin)?;
+        self.node.unpin(pool, pin).map_err(unknown)?;
+        Ok(Response::new(kv::UnpinResponse {}))
+    }
+
+    async fn evict(&self, request: Request<kv::EvictRequest>) -> Result<Response<kv::EvictResponse>, Status> {
+        let (pools, chains) = self.keys(request.into_inner().blocks)?;
+        let each = pools.iter().flat_map(|pool| chains.iter().map(move |chain| (*pool, chain)));
+        let copies = each.map(|(pool, chain)| self.node.evict(pool, chain) as u64).sum();
+        Ok(Response::new(kv::EvictResponse { copies }))
+    }
+
+    async fn set_quota(
+        &self,
+        request: Request<kv::SetQuotaRequest>,
+    ) -> Result<Response<kv::SetQuotaResponse>, Status> {
+        let request = request.into_inner();
+        let tier = match request.tier.as_str() {
+            "cpu" => Tier::Cpu,
+            "disk" => Tier::Disk,
+            other => return Err(Status::invalid_argument(format!("tier: {other:?}, use cpu or disk"))),
+        };
+        let owner = self.node.owner(&request.model, &request.cache_salt);
+        let owner = owner.map_err(|e| Status::resource_exhausted(e.to_string()))?;
+        for pool in self.pools(request.block_bytes)? {
+            self.node.set_quota(pool.pool, owner, tier, request.blocks).map_err(refused)?;
+        }
+        Ok(Response::new(kv::SetQuotaResponse {}))
+    }
+
+    async fn scrub(&self, request: Request<kv::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let pools = self.pools(request.into_inner().block_bytes)?;
+        let (say, said) = mpsc::channel(4);
+        let node = self.node.clone();
+        // It reads for as long as the disk takes: not on a thread that serves others.
+        tokio::task::spawn_blocking(move || {
+            for pool in pools {
+                let progress = |seen: kvtier::node::Scrubbed| kv::ScrubProgress {
+                    block_bytes: pool.block_bytes as u64,
+                    checked: seen.checked,
+                    bad: seen.bad,
+                    blocks: pool.policy.disk.into(),
+                };
+                // Who hung up does not want to know the rest.
+                let seen = node.scrub(pool.pool, |seen| say.blocking_send(Ok(progress(seen))).is_ok());
+                if say.blocking_send(Ok(progress(seen))).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(said)))
+    }
+
+    async fn drain(&self, request: Request<kv::DrainRequest>) -> Result<Response<kv::DrainResponse>, Status> {
+        let left = if request.into_inner().undo {
+            self.node.undrain();
+            0
+        } else {
+            self.node.drain() as u64
+        };
+        Ok(Response::new(kv::DrainResponse { left }))
+    }
+}
