@@ -122,6 +122,11 @@ fn every_conversation_goes_on_the_same_in_an_index_put_back_from_a_snapshot() {
     let (mut wrong, mut replanted) = (Vec::new(), 0);
     for file in scripts() {
         let name = file.file_name().expect("a name").display().to_string();
+        // A node's tiers are not taken from snapshots, they tell their own log again: put back, their bare
+        // names would be in a hash domain of their own.
+        if name.starts_with("tiers_") {
+            continue;
+        }
         let text = std::fs::read_to_string(&file).expect("a script");
         let each = replay_with(&name, &text, |world| replanted += u32::from(world.replant()));
         match each {

@@ -50,8 +50,7 @@ impl<S: Sink> Follower<S> {
         match self.compare_held() {
             Some(same) if same && !another_id => {}
             None if !another_id => {
-                let provable = self.profile.replayable && from.seq.is_some();
-                self.proven = !(provable && self.rules.hold(Rule::Proof));
+                self.proven = from.seq.is_none() || !self.rules.hold(Rule::Proof);
             }
             Some(_) | None => {
                 self.forget("another engine speaks than at the snapshot");
@@ -100,10 +99,20 @@ impl<S: Sink> Follower<S> {
         }
     }
 
+    /// Nobody can be asked whether the same engine still speaks, and another life's next number may fit by
+    /// chance.
+    pub(super) fn give_up_proof(&mut self, now: Instant) {
+        let next = self.cursor.next().unwrap_or(u64::MAX);
+        self.distrust(next, "nothing proves the snapshot without a replay endpoint", now);
+    }
+
     /// Applies what was held back, or sees to what is missing before it.
     fn go_on(&mut self, now: Instant) {
         if !self.proven {
-            return;
+            if self.profile.replayable || self.held.is_empty() {
+                return;
+            }
+            self.give_up_proof(now);
         }
         self.drain();
         if !self.held.is_empty() {

@@ -647,6 +647,8 @@ async fn the_services_describe_themselves() {
         "kv.v1.IndexService",
         "kv.v1.IngestService",
         "kv.v1.PeerService",
+        "kv.v1.TierService",
+        "kv.v1.TransferService",
     ];
     let ask = v1::server_reflection_request::MessageRequest::ListServices(String::new());
     let ask = v1::ServerReflectionRequest { message_request: Some(ask), ..Default::default() };
