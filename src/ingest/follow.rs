@@ -261,8 +261,7 @@ impl<S: Sink> Follower<S> {
             drop(frames);
             return self.wait_with(arrival, HeldBatch { seen, message, at });
         }
-        if !self.proven && matches!(arrival, Arrival::Next | Arrival::Gap { .. }) && !self.profile.replayable
-        {
+        if !self.proven && arrival == Arrival::Next && !self.profile.replayable {
             self.give_up_proof(now);
         }
         if !self.proven && arrival == Arrival::Next {

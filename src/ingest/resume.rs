@@ -112,7 +112,10 @@ impl<S: Sink> Follower<S> {
             if self.profile.replayable || self.held.is_empty() {
                 return;
             }
-            self.give_up_proof(now);
+            // Where it does not even fit, it is a loss like any other.
+            if self.held.front() == self.cursor.next() {
+                self.give_up_proof(now);
+            }
         }
         self.drain();
         if !self.held.is_empty() {
