@@ -5,8 +5,8 @@
 //!                                       ▲ runner: when          └─▶ or stays aside, marked bad
 //! ```
 //!
-//! A snapshot is kvindex's ([`kvindex::snapshot`]); its labels are registrations and positions. [`write`]
-//! and [`load`] know neither files nor time, [`files`] keeps them, [`runner`] makes them now and then.
+//! A snapshot is kvindex's ([`kvindex::snapshot`]); its labels are registrations and positions. [`mod@write`]
+//! and [`mod@load`] know neither files nor time, [`files`] keeps them, [`runner`] makes them now and then.
 
 pub mod files;
 mod label;

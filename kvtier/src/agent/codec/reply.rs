@@ -66,7 +66,7 @@ pub fn decode_answer(frame: &[u8]) -> Result<Reply, FrameError> {
     })
 }
 
-/// An [`Answer`] as it arrives at a client.
+/// An `Answer` as it arrives at a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Answer")]
 pub enum Reply {
