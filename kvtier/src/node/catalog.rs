@@ -10,7 +10,7 @@
 //! | `shared` | pool, name | owner |
 //!
 //! Not in here is which block is in which slot: that table is read whole at every start, changes in
-//! place and has a fixed size, all of which a flat file does better (`docs/tiers.md` has numbers).
+//! place and has a fixed size, all of which a flat file does better (`docs/tiers.md` says why; not measured).
 //!
 //! Writes go to the log of RocksDB and so survive the process; [`Catalog::sync`] makes them survive
 //! the machine, once per group commit.
