@@ -21,4 +21,5 @@ pub mod snapshot;
 pub mod state;
 pub mod tier;
 pub mod transfer;
+mod wall;
 pub mod warmup;

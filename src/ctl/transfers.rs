@@ -1,7 +1,6 @@
 //! `kvctl transfers`: which transfers are under way, and what became of them?
 
 use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use kvproto::rpc::kv;
@@ -9,6 +8,7 @@ use kvproto::rpc::kv;
 use crate::ctl::client::Kvd;
 use crate::ctl::term::{self, Align, Cell, Paint, Table};
 use crate::ctl::{Global, Outcome, UsageError};
+use crate::wall::unix_ms;
 
 /// What `kvctl transfers` is told.
 #[derive(Debug, Args)]
@@ -47,7 +47,7 @@ pub async fn run(global: &Global, args: &TransfersArgs, out: &mut dyn Write) -> 
         let reply = kvd.transfers().cancel_transfer(request).await;
         let reply = reply.map_err(|s| kvd.failed(format!("cancel {id}"), s))?.into_inner();
         let shown: Vec<_> = reply.transfer.into_iter().collect();
-        write(out, &shown, global, now_ms())?;
+        write(out, &shown, global, unix_ms())?;
         return Ok(if reply.applied { Outcome::Ok } else { Outcome::Failed });
     }
     if args.watch {
@@ -62,7 +62,7 @@ pub async fn run(global: &Global, args: &TransfersArgs, out: &mut dyn Write) -> 
     };
     let answer = kvd.transfers().list_transfers(request).await;
     let answer = answer.map_err(|s| kvd.failed("list transfers", s))?.into_inner();
-    write(out, &answer.transfers, global, now_ms())?;
+    write(out, &answer.transfers, global, unix_ms())?;
     Ok(Outcome::Ok)
 }
 
@@ -170,10 +170,6 @@ fn read_state(name: &str) -> Result<i32, UsageError> {
             "--state {name}: use planned, prefilling, ready, pulling, done, failed, expired, cancelled or superseded"
         ))
     })
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 fn state_name(state: kv::TransferState) -> &'static str {

@@ -1,7 +1,5 @@
 //! Who is followed from now on, by whom it was said, and who else is to know?
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::peer_news::News;
 use tonic::Status;
@@ -11,6 +9,7 @@ use crate::ingest::{RegisterError, Registered};
 use crate::peers::book::Said;
 use crate::publisher::{PublisherKey, PublisherSpec, Selector};
 use crate::serve::grpc::{read_spec, write_spec};
+use crate::wall::unix_ms;
 
 /// Who tells something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +80,8 @@ impl Service {
     }
 
     fn say(&self, key: PublisherKey, spec: Option<PublisherSpec>) {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let mut book = self.peers.book.lock();
-        let said = Said { at_ms: book.now(clock), spec };
+        let said = Said { at_ms: book.now(unix_ms()), spec };
         let told = news(&key, &said);
         book.note(key, said);
         drop(book);

@@ -6,7 +6,6 @@ use std::hash::Hasher;
 use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvindex::Index;
 use parking_lot::Mutex;
@@ -18,6 +17,7 @@ use super::write::{Pace, WriteError, Written, write};
 use crate::ingest::{Position, Publishers};
 use crate::publisher::PublisherKey;
 use crate::state::{Catalog, CatalogError, Cursor, Snapshot, SnapshotCursor, SnapshotState};
+use crate::wall::unix_ms;
 
 /// Below the data directory.
 const FOLDER: &str = "snapshots";
@@ -86,7 +86,7 @@ impl Files {
         go_on: impl FnMut() -> bool,
     ) -> Result<Written, KeepError> {
         let _one_at_a_time = self.writing.lock();
-        let cut_ms = now_ms();
+        let cut_ms = unix_ms();
         let name = format!("index-{cut_ms:013}.kvs");
         let fresh = self.folder.join(format!("{name}{UNFINISHED}"));
         let lives = self.catalog.lives();
@@ -222,11 +222,6 @@ fn remove(path: &Path) {
     {
         warn!(file = %path.display(), %error, "cannot remove a file");
     }
-}
-
-fn now_ms() -> u64 {
-    // Before 1970 no snapshot was cut.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// A file, and the sum of what was written to it.

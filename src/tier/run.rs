@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::Router;
@@ -25,6 +25,7 @@ use super::grpc::TierApi;
 use super::metrics;
 use super::publish::{Publisher, Sockets};
 use crate::serve::http::connections;
+use crate::wall::unix_ms;
 
 /// Largest gRPC request, in bytes.
 const MOST_REQUEST: usize = 4 << 20;
@@ -45,11 +46,6 @@ pub struct Running {
     ready: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-}
-
-fn clock() -> u64 {
-    // A clock from before 1970 stands still.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 impl Running {
@@ -85,7 +81,7 @@ impl Running {
                 backend: config.backend,
                 policy: config.policy.clone(),
                 patience: config.patience,
-                clock: Arc::new(clock),
+                clock: Arc::new(unix_ms),
                 shared,
             },
             publisher.clone(),

@@ -5,9 +5,10 @@
 //! moves no deadline. At a start the clock does not go back behind what was written before, so
 //! that a wall clock that was set back does not lengthen anything either.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::ledger::Millis;
+use crate::wall::unix_ms;
 
 /// The ledger's clock.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +21,7 @@ pub struct Clock {
 impl Clock {
     /// A clock that shows the wall clock's time now, but nothing before `not_before`.
     pub fn start(not_before: Millis) -> Clock {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as Millis);
-        Clock::at(wall, not_before, Instant::now())
+        Clock::at(unix_ms(), not_before, Instant::now())
     }
 
     fn at(wall: Millis, not_before: Millis, began: Instant) -> Clock {
