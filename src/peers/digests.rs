@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvindex::snapshot::Digest;
+use kvproto::rpc::kv::peer_service_client::PeerServiceClient;
 use kvproto::rpc::kv::{GetDigestRequest, GetDigestResponse};
 use tonic::Status;
+use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::bootstrap::from;
@@ -72,12 +74,19 @@ pub(super) async fn run(service: Arc<Service>) {
     loop {
         tokio::time::sleep(every / 2 + jitter(every)).await;
         let warm = service.peers.warm();
-        if warm.is_empty() {
-            continue;
+        // One connection to each for all publishers; who cannot be reached is not tried again this time.
+        let mut clients = Vec::with_capacity(warm.len());
+        for peer in warm {
+            match connect(peer).await {
+                Ok(client) => clients.push((peer, client)),
+                Err(error) => debug!(%peer, %error, "not compared"),
+            }
         }
         for (i, lane) in service.publishers.lanes().into_iter().enumerate() {
-            let peer = warm[i % warm.len()];
-            match compare(&service, &lane, peer).await {
+            let n = clients.len().max(1);
+            let Some((peer, client)) = clients.get_mut(i % n) else { break };
+            let peer = *peer;
+            match compare(&service, &lane, peer, client).await {
                 Ok(Verdict::WeYield) => repair(&service, &lane, peer).await,
                 Ok(Verdict::TheyYield | Verdict::Fine) => {}
                 Err(error) => debug!(%peer, %error, "not compared"),
@@ -86,13 +95,17 @@ pub(super) async fn run(service: Arc<Service>) {
     }
 }
 
-async fn compare(service: &Arc<Service>, lane: &Arc<Lane>, peer: SocketAddr) -> Result<Verdict, Status> {
+async fn compare(
+    service: &Arc<Service>,
+    lane: &Arc<Lane>,
+    peer: SocketAddr,
+    client: &mut PeerServiceClient<Channel>,
+) -> Result<Verdict, Status> {
     let freshness = lane.freshness();
     let (PublisherState::Live | PublisherState::Partial, Some(last)) = (freshness.state, freshness.last_seq)
     else {
         return Ok(Verdict::Fine);
     };
-    let mut client = connect(peer).await?;
     // An idle engine stays where it is; of a busy one a batch is taken that neither has reached.
     for at_seq in [last, last.saturating_add(AHEAD)] {
         let looking = Arc::clone(lane);
