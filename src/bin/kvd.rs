@@ -281,7 +281,7 @@ async fn warm_up(service: Arc<Service>) {
             info!(stage = stage.name(), after_ms = service.uptime_ms(), "ready");
         }
         before = stage;
-        tokio::time::sleep(if stage == Stage::Warm { CALM } else { EAGER }).await;
+        tokio::time::sleep(if stage.is_ready() { CALM } else { EAGER }).await;
     }
 }
 
