@@ -11,6 +11,7 @@ pub mod args;
 pub mod config;
 pub mod ctl;
 pub mod ingest;
+pub mod liveness;
 pub mod metrics;
 pub mod outcome;
 pub mod peers;

@@ -274,6 +274,7 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_losses_total", "Losses that could not be repaired.", |s| s.totals.losses as f64),
     counter("kvd_replays_total", "Replays asked for.", |s| s.totals.replays as f64),
     counter("kvd_restarts_total", "Engine restarts noticed.", |s| s.totals.restarts as f64),
+    counter("kvd_deaths_total", "Times that an engine was taken for dead.", |s| s.totals.deaths as f64),
     by_publisher("kvd_publisher_blocks", Kind::Gauge, "Distinct blocks held.", |p| p.held.blocks as f64),
     by_publisher(
         "kvd_publisher_suspect_blocks",

@@ -41,6 +41,12 @@ pub struct PublisherSpec {
     /// The machine it runs on: with the tiers of the same node below it.
     #[serde(default)]
     pub node: Option<String>,
+    /// Where it says whether it is well, `http://host:port/path`.
+    #[serde(default)]
+    pub health_url: Option<String>,
+    /// How long the registration holds unless it is made again, seconds.
+    #[serde(default)]
+    pub lease_seconds: Option<u32>,
 }
 
 /// Whom a registration is of: there is one per tenant, model, instance and rank.
@@ -98,6 +104,22 @@ pub enum PublisherState {
     Live,
     /// Followed, but what was stored before the first batch seen is not known.
     Partial,
+    /// Not connected: what is known of it is as of the last batch that came.
+    Unreachable,
+    /// No sign of it for so long that it is taken for dead: nothing of it is held any more.
+    Dead,
+}
+
+impl PublisherState {
+    /// All of them.
+    pub const ALL: [PublisherState; 6] = [
+        PublisherState::Connecting,
+        PublisherState::Replaying,
+        PublisherState::Live,
+        PublisherState::Partial,
+        PublisherState::Unreachable,
+        PublisherState::Dead,
+    ];
 }
 
 /// A publisher's registration and how it is doing.
@@ -119,6 +141,8 @@ pub struct PublisherStatus {
     pub gaps: u64,
     /// Engine restarts seen.
     pub restarts: u64,
+    /// Times that it was taken for dead.
+    pub deaths: u64,
     /// Replays asked for.
     pub replays: u64,
     /// Messages that were no batch at all.

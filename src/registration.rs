@@ -50,6 +50,10 @@ pub struct Registration {
     pub hash_seed: Option<HashSeed>,
     /// See [`PublisherSpec::node`].
     pub node: Option<String>,
+    /// See [`PublisherSpec::health_url`].
+    pub health_url: Option<String>,
+    /// See [`PublisherSpec::lease_seconds`].
+    pub lease_seconds: Option<u32>,
 }
 
 /// A `PYTHONHASHSEED`, written as a number or as text.
@@ -100,6 +104,10 @@ impl Registration {
         let attention_chunk_size = self.attention_chunk_size.filter(|n| *n > 0);
         let engine = parse_engine(&required("type", self.engine)?)?;
         let node = optional("node", self.node)?;
+        let health_url = optional("health_url", self.health_url)?;
+        if let Some(url) = &health_url {
+            check_health_url(url)?;
+        }
         let block_size = match engine {
             // Its events name blocks of whatever size.
             EngineType::Kvtier if node.is_none() => {
@@ -127,6 +135,8 @@ impl Registration {
             bind,
             attention_chunk_size,
             node,
+            health_url,
+            lease_seconds: self.lease_seconds.filter(|n| *n > 0),
         })
     }
 }
@@ -172,6 +182,23 @@ pub fn check_bind(field: &'static str, address: &str) -> Result<(), Registration
 /// Says what `field` should look like.
 pub fn check_dialled(field: &'static str, address: &str) -> Result<(), RegistrationError> {
     check_address(field, address, false)
+}
+
+/// Checks where an engine says whether it is well, `http://host:port/path`.
+///
+/// # Errors
+/// Says what it should look like.
+pub fn check_health_url(url: &str) -> Result<(), RegistrationError> {
+    let wrong =
+        |why: &str| Err(fault("health_url", format!("{url:?} {why}; an example is http://10.0.0.1:8000/health")));
+    if url.bytes().any(|b| b.is_ascii_control() || b == b' ') {
+        return wrong("contains a space or control character");
+    }
+    match url.strip_prefix("http://") {
+        None => wrong("does not begin with http://"),
+        Some(rest) if rest.is_empty() || rest.starts_with(['/', ':', '?']) => wrong("has no host"),
+        Some(_) => Ok(()),
+    }
 }
 
 fn check_address(field: &'static str, address: &str, listens: bool) -> Result<(), RegistrationError> {

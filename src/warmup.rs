@@ -62,8 +62,9 @@ impl Stage {
 pub fn is_waited_for(spec: &PublisherSpec, state: PublisherState) -> bool {
     match state {
         PublisherState::Replaying => true,
+        PublisherState::Dead => false,
         // Without a replay only its next message tells, and an idle engine sends none.
-        PublisherState::Connecting => spec.replay_endpoint.is_some(),
+        PublisherState::Connecting | PublisherState::Unreachable => spec.replay_endpoint.is_some(),
         PublisherState::Live | PublisherState::Partial => false,
     }
 }

@@ -169,6 +169,8 @@ impl Pod {
             hash_algo: None,
             hash_seed: None,
             node: None,
+            health_url: None,
+            lease_seconds: None,
         }
     }
 

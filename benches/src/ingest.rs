@@ -3,7 +3,11 @@
 //! Payloads as they come off the socket, decoded and applied on one thread. Nothing waits, so
 //! processor time is the measure; allocations are counted on the way.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use anyhow::Context;
 
 use kvindex::{Applied, HolderId, HolderSpec, Index, IndexConfig, Query};
 use kvproto::engine::{Engine, decode};
@@ -34,6 +38,9 @@ pub struct Args {
     /// Events per batch
     #[arg(long, default_value_t = 10)]
     events: usize,
+    /// Also write the payloads to this folder, for `peer-bench payloads` of benches/peers
+    #[arg(long, value_name = "FOLDER")]
+    save: Option<PathBuf>,
 }
 
 /// Batches in the order they come, and what is held when the last one is applied.
@@ -65,6 +72,9 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     for full in [false, true] {
         for &blocks in &args.blocks {
             let stream = Stream::new(args, blocks.clamp(1, CONVERSATION), full);
+            if let Some(folder) = &args.save {
+                stream.save(&folder.join(format!("{}-{blocks}.payloads", if full { "full" } else { "filling" })))?;
+            }
             let mut columns: [Passes; 6] = Default::default();
             for _ in 0..setting.passes {
                 let watch = Watch::start(&[]);
@@ -151,6 +161,17 @@ impl Stream {
         }
         interleave(&mut timed, args.pods);
         Stream { before, timed, blocks: args.pods * args.conversations * CONVERSATION, full, held }
+    }
+
+    /// Each payload behind its pod and its length, little-endian, 32 bits.
+    fn save(&self, path: &Path) -> anyhow::Result<()> {
+        let mut out = Vec::new();
+        for (pod, payload) in self.before.iter().chain(&self.timed) {
+            out.extend((*pod as u32).to_le_bytes());
+            out.extend((payload.len() as u32).to_le_bytes());
+            out.extend(payload);
+        }
+        fs::write(path, out).with_context(|| format!("write {}", path.display()))
     }
 
     fn check(&self, index: &Index, applied: Applied, skipped: u32, verdict: &mut Verdict) {

@@ -6,7 +6,8 @@
 //! each look takes a request.
 
 use std::sync::Arc;
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -40,6 +41,9 @@ pub struct Args {
     /// Longest pause between batches, microseconds; the shortest is a fifth of it
     #[arg(long, default_value_t = 2500)]
     pause_us: u64,
+    /// One more pod publishes what is no batch, and batches of nothing but noise, as fast as it can; kvd's process only
+    #[arg(long)]
+    flood: bool,
 }
 
 /// Someone who can say what each pod holds of a prompt, in tokens.
@@ -55,17 +59,19 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let mut others = Passes::default();
     let mut table = Table::new(["observed", "p50 ms", "p95 ms", "p99 ms", "max ms"]);
 
-    let index = Arc::new(Index::new(IndexConfig::default()));
-    let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None)?;
-    publishers.begin();
-    let mut pods = (0..args.pods).map(Pod::open).collect::<anyhow::Result<Vec<_>>>()?;
-    for pod in &pods {
-        publishers.register(pod.spec())?;
+    if !args.flood {
+        let index = Arc::new(Index::new(IndexConfig::default()));
+        let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None)?;
+        publishers.begin();
+        let mut pods = (0..args.pods).map(Pod::open).collect::<anyhow::Result<Vec<_>>>()?;
+        for pod in &pods {
+            publishers.register(pod.spec())?;
+        }
+        let mut observer = InProcess { index };
+        let cells = measure(setting, args, &mut pods, &mut observer, &[], &mut others, &mut verdict)?;
+        table.row(row("index, in this process", &cells));
+        publishers.stop();
     }
-    let mut observer = InProcess { index };
-    let cells = measure(setting, args, &mut pods, &mut observer, &[], &mut others, &mut verdict)?;
-    table.row(row("index, in this process", &cells));
-    publishers.stop();
 
     let server = Server::kvd(&setting.kvd)?;
     let mut pods = (0..args.pods).map(Pod::open).collect::<anyhow::Result<Vec<_>>>()?;
@@ -74,11 +80,76 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
         OverHttp { client: HttpClient::connect(server.http)?, server: &server, request: Vec::new() };
     let cells = measure(setting, args, &mut pods, &mut observer, &[server.pid()], &mut others, &mut verdict)?;
     table.row(row("POST /query of kvd's process", &cells));
+    if args.flood {
+        let before = resident_mib(server.pid())?;
+        let mut flooder = Pod::open(args.pods)?;
+        server.register_with_kvd(std::slice::from_ref(&flooder))?;
+        flooder.wait_for_subscribers(1)?;
+        let flood = Flood::start(flooder);
+        let cells =
+            measure(setting, args, &mut pods, &mut observer, &[server.pid()], &mut others, &mut verdict)?;
+        table.row(row("the same beside a flood", &cells));
+        let (sent, took) = flood.stop()?;
+        let after = resident_mib(server.pid())?;
+        println!(
+            "flood: {:.0} messages/s of {FLOOD_BYTES} bytes offered; kvd's resident memory {before:.0} MiB before, \
+             {after:.0} MiB after it\n",
+            sent as f64 / took.as_secs_f64()
+        );
+    }
 
     println!("{} batches a pass, {} blocks each, {} pods\n", args.events, args.blocks, args.pods);
     table.print();
     print_others(&others);
     Ok(verdict)
+}
+
+/// What each message of a flood is long.
+const FLOOD_BYTES: usize = 1024;
+
+/// A pod that publishes as fast as it can, and nothing of use.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<u64>>,
+    began: Instant,
+}
+
+impl Flood {
+    fn start(mut pod: Pod) -> Flood {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut random = Random(3);
+            let mut sent = 0;
+            // A batch says how many events it has; this one says four thousand million.
+            let mut huge = vec![0x93, 0xcb, 0, 0, 0, 0, 0, 0, 0, 0, 0xdd, 0xff, 0xff, 0xff, 0xff];
+            huge.resize(FLOOD_BYTES, 0x81);
+            while !stopped.load(Relaxed) {
+                let noise = (0..FLOOD_BYTES / 8).flat_map(|_| random.below(u64::MAX).to_le_bytes()).collect();
+                pod.publish(noise)?;
+                pod.publish(huge.clone())?;
+                sent += 2;
+            }
+            Ok(sent)
+        });
+        Flood { stop, thread, began: Instant::now() }
+    }
+
+    /// Messages offered, and in what time.
+    fn stop(self) -> anyhow::Result<(u64, Duration)> {
+        self.stop.store(true, Relaxed);
+        let took = self.began.elapsed();
+        let sent = self.thread.join().map_err(|_| anyhow::anyhow!("the flooding thread panicked"))??;
+        Ok((sent, took))
+    }
+}
+
+/// What a process takes of the machine's memory.
+fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read /proc")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().context("read VmRSS")?;
+    Ok(kib / 1024.0)
 }
 
 fn row(name: &str, cells: &[Passes; 4]) -> Vec<String> {

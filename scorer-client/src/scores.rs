@@ -85,6 +85,10 @@ pub enum PublisherState {
     Live,
     /// Followed, but what was stored before the first batch seen is not known.
     Partial,
+    /// Not connected: what is known of it is as of the last batch that came.
+    Unreachable,
+    /// Taken for dead: nothing of it is held any more.
+    Dead,
 }
 
 /// How far an answer about one engine can be trusted.
@@ -158,6 +162,8 @@ impl From<kv::Freshness> for Freshness {
                 kv::PublisherState::Replaying => PublisherState::Replaying,
                 kv::PublisherState::Live => PublisherState::Live,
                 kv::PublisherState::Partial => PublisherState::Partial,
+                kv::PublisherState::Unreachable => PublisherState::Unreachable,
+                kv::PublisherState::Dead => PublisherState::Dead,
             },
             silent: Duration::from_millis(f.silent_ms),
             staleness: Duration::from_millis(f.staleness_ms),

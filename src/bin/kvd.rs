@@ -14,6 +14,7 @@ use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::ingest::Publishers;
+use kvd::liveness;
 use kvd::peers::{self, Peers};
 use kvd::serve::transfer::Transfers;
 use kvd::serve::{Restored, Service, grpc, http};
@@ -183,6 +184,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let restoring = tokio::spawn(restore(Arc::clone(&service), files, config.snapshot.every));
     let speaking = tokio::spawn(peers::run(Arc::clone(&service)));
     let warming = tokio::spawn(warm_up(Arc::clone(&service)));
+    let watching = tokio::spawn(liveness::watch(Arc::clone(&service)));
     let flushing = tokio::spawn(flush_now_and_then(Arc::clone(&catalog)));
     announce(grpc_at, http_at, publishers.list().len());
 
@@ -198,6 +200,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     info!("told to stop, finishing requests under way");
     warming.abort();
+    watching.abort();
     speaking.abort();
     service.set_ready(false);
     stop.send_replace(true);

@@ -115,6 +115,7 @@ pub(super) struct IngestTable {
     pub held_batches: Option<usize>,
     pub held_size: Option<Bytes>,
     pub suspect_ttl: Option<Time>,
+    pub dead_after: Option<Time>,
     pub max_publishers: Option<usize>,
 }
 
@@ -129,6 +130,7 @@ pub(super) struct ListenTable {
     pub modelname: Option<String>,
     #[serde(alias = "additional_salt")]
     pub additionalsalt: Option<String>,
+    pub health_url: Option<String>,
     pub max_publishers: Option<usize>,
 }
 
@@ -234,6 +236,7 @@ impl IngestTable {
             held_batches,
             held_size,
             suspect_ttl,
+            dead_after,
             max_publishers,
         } = self;
         set(&mut to.threads, threads);
@@ -247,6 +250,7 @@ impl IngestTable {
         set(&mut to.held_batches, held_batches);
         set(&mut to.held_bytes, held_size.map(|b| b.0));
         set(&mut to.doubt_for, suspect_ttl.map(|t| t.0));
+        set(&mut to.dead_after, dead_after.map(|t| t.0));
         set(&mut to.max_publishers, max_publishers);
     }
 }
@@ -293,6 +297,7 @@ pub(super) fn bounded(config: &Config) -> Vec<(&'static str, u64, RangeInclusive
         ("ingest.held_batches", count(ingest.held_batches), 0..=1 << 24),
         ("ingest.held_size (bytes)", count(ingest.held_bytes), 0..=1 << 36),
         ("ingest.suspect_ttl (ms)", millis(ingest.doubt_for), 0..=DAY),
+        ("ingest.dead_after (ms)", millis(ingest.dead_after), 1_000..=DAY),
         ("ingest.max_publishers", count(ingest.max_publishers), 1..=1 << 20),
         ("transfers.forward_timeout (ms)", millis(transfers.forward_timeout), 1..=60_000),
         ("transfers.max_live", count(transfers.bounds.live), 1..=1 << 24),

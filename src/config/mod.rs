@@ -19,7 +19,7 @@ use crate::args::Args;
 use crate::ingest::{IngestConfig, Listen};
 use crate::peers::PeersConfig;
 use crate::publisher::PublisherSpec;
-use crate::registration::{RegistrationError, check_bind, parse_engine};
+use crate::registration::{RegistrationError, check_bind, check_health_url, parse_engine};
 use crate::serve::{Limits, WARMUP_LIMIT};
 use crate::snapshot::Schedule;
 use file::{File, ListenTable};
@@ -314,11 +314,14 @@ fn check_listen(key: &str, address: &str) -> Result<(), ConfigError> {
 
 fn listen_at(place: usize, table: ListenTable) -> Result<Listen, ConfigError> {
     let defaults = Listen::default();
-    let ListenTable { bind, tenant_id, engine, modelname, additionalsalt, max_publishers } = table;
+    let ListenTable { bind, tenant_id, engine, modelname, additionalsalt, health_url, max_publishers } = table;
     let engine = match engine {
         None => defaults.engine,
         Some(name) => parse_engine(&name).map_err(|e| invalid("listen.type", name, e.why))?,
     };
+    if let Some(url) = &health_url {
+        check_health_url(url).map_err(|e| invalid("listen.health_url", url, e.why))?;
+    }
     let Some(bind) = bind else {
         return Err(invalid("listen.bind", "", format!("is missing in [[listen]] number {}", place + 1)));
     };
@@ -328,6 +331,7 @@ fn listen_at(place: usize, table: ListenTable) -> Result<Listen, ConfigError> {
         engine,
         model: modelname.filter(|m| !m.is_empty()),
         additional_salt: additionalsalt.unwrap_or_default(),
+        health_url,
         max_publishers: max_publishers.unwrap_or(defaults.max_publishers),
     })
 }

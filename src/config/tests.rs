@@ -99,6 +99,7 @@ fn the_example_file_names_every_key_there_is() {
             held_batches: Some(_),
             held_size: Some(_),
             suspect_ttl: Some(_),
+            dead_after: Some(_),
             max_publishers: Some(_),
         }
     ));
@@ -121,6 +122,8 @@ fn the_example_file_names_every_key_there_is() {
             hash_algo: Some(_),
             hash_seed: Some(_),
             node: Some(_),
+            health_url: Some(_),
+            lease_seconds: Some(_),
         }
     ));
     assert!(publisher[1].bind.is_some());
@@ -132,6 +135,7 @@ fn the_example_file_names_every_key_there_is() {
             engine: Some(_),
             modelname: Some(_),
             additionalsalt: Some(_),
+            health_url: Some(_),
             max_publishers: Some(_),
         }
     ));

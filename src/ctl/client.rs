@@ -161,6 +161,8 @@ pub fn state_name(state: PublisherState) -> &'static str {
         PublisherState::Replaying => "replaying",
         PublisherState::Live => "live",
         PublisherState::Partial => "partial",
+        PublisherState::Unreachable => "unreachable",
+        PublisherState::Dead => "dead",
     }
 }
 

@@ -156,6 +156,7 @@ pub fn as_json(p: &PublisherStatus) -> Value {
         ("suspect_blocks", p.suspect_blocks.into()),
         ("losses", p.losses.into()),
         ("misranked", p.misranked.into()),
+        ("deaths", p.deaths.into()),
         ("outcomes", outcomes_json(p)),
         ("distrusted_blocks", p.distrusted_blocks.into()),
         ("last_error", Value::from(p.last_error.as_str())),

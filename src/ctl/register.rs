@@ -70,6 +70,12 @@ pub struct RegisterArgs {
     /// The machine it runs on; with --type kvtier, the one whose tiers it is
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
+    /// Where the engine says whether it is well
+    #[arg(long, value_name = "URL")]
+    health_url: Option<String>,
+    /// How long the registration holds unless it is made again
+    #[arg(long, value_name = "SECONDS")]
+    lease_seconds: Option<u32>,
 }
 
 /// What `kvctl unregister` is told.
@@ -165,6 +171,8 @@ impl RegisterArgs {
             hash_algo: text(&self.hash_algo),
             hash_seed: text(&self.hash_seed),
             node: text(&self.node),
+            health_url: text(&self.health_url),
+            lease_seconds: self.lease_seconds.unwrap_or(0),
         }
     }
 }

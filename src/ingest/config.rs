@@ -29,6 +29,8 @@ pub struct IngestConfig {
     pub held_bytes: usize,
     /// How long what was held before a loss is remembered, as in doubt.
     pub doubt_for: Duration,
+    /// How long there may be no good sign of an engine before it is taken for dead.
+    pub dead_after: Duration,
     /// Publishers that may be registered.
     pub max_publishers: usize,
     /// Addresses where engines dial in and are registered by their topic.
@@ -49,6 +51,7 @@ impl Default for IngestConfig {
             held_batches: 16_384,
             held_bytes: 64 << 20,
             doubt_for: Duration::from_secs(600),
+            dead_after: Duration::from_secs(30),
             max_publishers: 1_024,
             listen: Vec::new(),
         }
@@ -68,6 +71,8 @@ pub struct Listen {
     pub model: Option<String>,
     /// The deployment's salt.
     pub additional_salt: String,
+    /// Where they say whether they are well, `{instance}` in the place of the pod's name.
+    pub health_url: Option<String>,
     /// Engines that may register themselves here.
     pub max_publishers: usize,
 }
@@ -80,6 +85,7 @@ impl Default for Listen {
             engine: EngineType::Vllm,
             model: None,
             additional_salt: String::new(),
+            health_url: None,
             max_publishers: 512,
         }
     }

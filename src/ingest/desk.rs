@@ -25,6 +25,7 @@ pub fn work<S: Sink>(
             Item::Answer { ask, message } => follower.answer(ask, &message, now),
             Item::CutOff { ask } => follower.cut_off(ask, now),
             Item::Connected => follower.connected(now),
+            Item::Sign(sign) => follower.sign(sign, now),
         }
         requests.extend(follower.take_request());
         shown(follower, queue::oldest(&items));

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Sockets, threads and clocks are outside; messages and the time come in as arguments. This
-//! file is the live side, [`super::repair`] what a replay does and [`super::loss`] what is given up.
+//! file is the live side, [`super::repair`] what a replay does, [`super::loss`] what is given up and
+//! [`super::passing`] what becomes of an engine that is gone.
 //!
 //! What must hold: the index never counts a copy of which a lost batch may have said that it
 //! is gone. Where a loss cannot be repaired, what was known is forgotten and learnt anew.
@@ -28,6 +29,7 @@ use super::repair::FIRST_CHECK;
 use super::replay::{Patience, Session};
 use super::rules::{Rule, Rules};
 use super::stats::Counters;
+use super::vital::{Sign, Vital};
 use crate::publisher::PublisherState;
 
 /// Where batches go.
@@ -77,6 +79,8 @@ pub struct Profile {
     pub block_size: Option<u32>,
     /// Whether there is a replay endpoint.
     pub replayable: bool,
+    /// Whether its socket is dialled, so that its connection tells whether it is there.
+    pub dialled: bool,
 }
 
 /// Bounds of a follower.
@@ -92,6 +96,8 @@ pub struct Limits {
     pub check_after: Duration,
     /// How long what was held before a loss is remembered.
     pub doubt_for: Duration,
+    /// How long there may be no good sign of an engine before it is taken for dead.
+    pub dead_after: Duration,
 }
 
 /// The state of following one publisher.
@@ -135,6 +141,7 @@ pub struct Follower<S> {
     pub(super) last_live: Option<Instant>,
     /// Until when what was held before a loss is remembered.
     pub(super) doubt_until: Option<Instant>,
+    pub(super) vital: Vital,
     rank_reported: bool,
     block_size_reported: bool,
     pub(super) last_error: Option<String>,
@@ -144,14 +151,21 @@ pub struct Follower<S> {
 impl<S: Sink> Follower<S> {
     /// Begins to follow; with a replay endpoint, by asking for the history.
     pub fn new(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>, now: Instant) -> Self {
-        let mut follower = Follower::waiting(sink, profile, limits, counters);
+        let mut follower = Follower::waiting(sink, profile, limits, counters, now);
         follower.begin(now);
         follower
     }
 
     /// Begins to listen, and holds back what comes until [`resume`](Self::resume) or
     /// [`begin`](Self::begin) says what was applied before.
-    pub fn waiting(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>) -> Self {
+    pub fn waiting(
+        sink: S,
+        profile: Profile,
+        limits: Limits,
+        counters: Arc<Counters>,
+        now: Instant,
+    ) -> Self {
+        let vital = Vital::new(profile.dialled, limits.dead_after, now);
         Follower {
             sink,
             profile,
@@ -177,6 +191,7 @@ impl<S: Sink> Follower<S> {
             check_at: None,
             last_live: None,
             doubt_until: None,
+            vital,
             rank_reported: false,
             block_size_reported: false,
             last_error: None,
@@ -221,6 +236,13 @@ impl<S: Sink> Follower<S> {
         }
     }
 
+    /// Takes a sign of whether the engine is there.
+    pub fn sign(&mut self, sign: Sign, now: Instant) {
+        if self.vital.note(sign, now) {
+            self.come_back(now);
+        }
+    }
+
     /// Takes a message of the live socket that arrived at `at`.
     pub fn live(&mut self, message: Message, at: Instant, now: Instant) {
         let frames = message.frames();
@@ -238,6 +260,9 @@ impl<S: Sink> Follower<S> {
                 return self.malformed(&e);
             }
         };
+        if self.vital.heard(now) {
+            self.come_back(now);
+        }
         self.heard = true;
         self.last_live = Some(now);
         if self.profile.replayable && self.checkable {
@@ -386,8 +411,13 @@ impl<S: Sink> Follower<S> {
     pub(super) fn forget(&mut self, why: &str) {
         info!(publisher = %self.profile.name, why, last_seq = self.cursor.last(), "engine restarted, learning anew");
         self.counters.restarts.add(1);
+        self.unlearn(Rule::ForgetOnRestart);
+    }
+
+    /// Forgets, by `rule`, what was applied: its life is over.
+    pub(super) fn unlearn(&mut self, rule: Rule) {
         self.sink.begin_life();
-        if self.rules.hold(Rule::ForgetOnRestart) {
+        if self.rules.hold(rule) {
             self.sink.clear();
             self.doubt_until = None;
         }
@@ -446,8 +476,12 @@ impl<S: Sink> Follower<S> {
 
     /// Where the publisher stands.
     pub fn state(&self) -> PublisherState {
-        if !self.heard {
+        if self.vital.is_dead() && self.met {
+            PublisherState::Dead
+        } else if !self.heard {
             PublisherState::Connecting
+        } else if self.vital.is_away() {
+            PublisherState::Unreachable
         } else if self.waiting || (self.session.is_some() && !self.checking) {
             PublisherState::Replaying
         } else if self.complete {

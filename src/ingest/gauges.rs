@@ -80,8 +80,7 @@ impl Gauges {
 }
 
 fn state_of(n: u8) -> PublisherState {
-    use PublisherState::{Connecting, Live, Partial, Replaying};
-    [Connecting, Replaying, Live, Partial].into_iter().find(|s| *s as u8 == n).unwrap_or(Connecting)
+    PublisherState::ALL.into_iter().find(|s| *s as u8 == n).unwrap_or(PublisherState::Connecting)
 }
 
 #[cfg(test)]
@@ -102,10 +101,9 @@ mod tests {
 
     #[test]
     fn what_was_set_is_shown() {
-        use PublisherState::{Connecting, Live, Partial, Replaying};
         let gauges = Gauges::default();
-        assert_eq!((gauges.freshness().state, gauges.freshness().last_seq), (Connecting, None));
-        for state in [Connecting, Replaying, Live, Partial] {
+        assert_eq!((gauges.freshness().state, gauges.freshness().last_seq), (PublisherState::Connecting, None));
+        for state in PublisherState::ALL {
             gauges.set(state, true, Some(0), 3);
             let shown = gauges.freshness();
             assert_eq!(

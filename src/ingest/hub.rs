@@ -117,5 +117,7 @@ fn stranger(listen: &Listen, topic: &[u8], pod: &str, model: &str) -> PublisherS
         hash_algo: None,
         hash_seed: None,
         node: None,
+        health_url: listen.health_url.as_ref().map(|url| url.replace("{instance}", pod)),
+        lease_seconds: None,
     }
 }

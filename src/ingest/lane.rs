@@ -17,11 +17,12 @@ use super::apply::Signal;
 use super::cursor::Position;
 use super::desk;
 use super::follow::{Follower, Limits, Profile, Request, Sink};
-use super::gauges::Gauges;
+use super::gauges::{Gauges, Stamp};
 use super::message::Message;
 use super::queue::{Queue, QueueLimits};
 use super::socket::Address;
 use super::stats::Counters;
+use super::vital::Sign;
 use crate::outcome::Account;
 use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus};
 use crate::state::Catalog;
@@ -105,6 +106,8 @@ pub struct Lane {
     limits: QueueLimits,
     index: Arc<Index>,
     since: Instant,
+    /// When it was registered or registered again.
+    renewed: Stamp,
     queue: Mutex<Queue>,
     follower: Mutex<Follower<Place>>,
     /// The deadline that the apply thread knows of.
@@ -155,7 +158,10 @@ impl Lane {
     ) -> Lane {
         let counters = Arc::new(Counters::default());
         let (holder, index, account) = (place.holder, Arc::clone(&place.index), Arc::clone(&place.account));
-        let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters));
+        let now = Instant::now();
+        let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters), now);
+        let renewed = Stamp::default();
+        renewed.set(Some(now));
         Lane {
             spec,
             holder,
@@ -164,7 +170,8 @@ impl Lane {
             account,
             limits: limits.0,
             index,
-            since: Instant::now(),
+            since: now,
+            renewed,
             queue: Mutex::default(),
             follower: Mutex::new(follower),
             armed: Mutex::default(),
@@ -199,6 +206,26 @@ impl Lane {
             queue.push_connected();
             self.line_up(&mut queue);
         }
+    }
+
+    /// Notes a sign of whether the engine is there.
+    pub fn push_sign(self: &Arc<Self>, sign: Sign) {
+        let mut queue = self.queue.lock();
+        if !queue.closed {
+            queue.push_sign(sign);
+            self.line_up(&mut queue);
+        }
+    }
+
+    /// The registration was made again: its lease begins anew.
+    pub fn renew(&self) {
+        self.renewed.set(Some(Instant::now()));
+    }
+
+    /// Whether its lease has ended.
+    pub fn is_expired(&self) -> bool {
+        let lease = self.spec.lease_seconds.map(|s| Duration::from_secs(s.into()));
+        lease.zip(self.renewed.get()).is_some_and(|(lease, at)| at.elapsed() > lease)
     }
 
     /// Takes an answer to request `ask`. False where there is no room: the request is cut off
@@ -370,6 +397,7 @@ impl Lane {
             events_skipped: c.events_skipped.get(),
             gaps: c.gaps.get(),
             restarts: c.restarts.get(),
+            deaths: c.deaths.get(),
             replays: c.replays.get(),
             malformed: c.malformed.get(),
             losses: c.losses.get(),

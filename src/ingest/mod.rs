@@ -33,6 +33,7 @@ mod hub;
 mod lane;
 mod loss;
 mod message;
+mod passing;
 mod queue;
 mod reader;
 mod registry;
@@ -44,6 +45,7 @@ mod rules;
 mod socket;
 mod spec;
 mod stats;
+mod vital;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -64,6 +66,7 @@ pub mod pure {
     pub use super::replay::Patience;
     pub use super::rules::{Rule, Rules};
     pub use super::stats::Counters;
+    pub use super::vital::Sign;
 }
 
 use crate::outcome::Account;
@@ -74,6 +77,7 @@ pub(crate) use cursor::Position;
 pub(crate) use lane::Lane;
 use reader::Readers;
 use registry::Registry;
+pub(crate) use vital::Sign;
 
 /// A registration that was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,6 +228,11 @@ impl Publishers {
         self.registry.unregister(selector)
     }
 
+    /// Registrations whose lease has ended, and those of dead engines that registered themselves.
+    pub fn gone(&self) -> Vec<PublisherSpec> {
+        self.registry.gone()
+    }
+
     /// Follows in earnest from now on. Until then whoever is registered is listened to and held back,
     /// so that a snapshot can be put in first.
     pub fn begin(&self) {
@@ -290,6 +299,7 @@ impl Publishers {
     pub(crate) fn deliver(&self, holder: HolderId, topic: &[u8], seq: &[u8], payload: &[u8]) {
         let message = [topic, seq, payload].iter().collect();
         let lane = self.registry.lane(holder).expect("it is registered");
+        lane.push_sign(Sign::Greeted);
         lane.push_live(message, std::time::Instant::now());
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::budget::Budget;
 use super::message::Message;
+use super::vital::Sign;
 
 /// Bounds of a queue, for live messages and as much again for replayed ones.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct QueueLimits {
 pub enum Item {
     /// The live socket was connected again.
     Connected,
+    /// Something that tells whether the engine is there.
+    Sign(Sign),
     /// A live message and when it arrived.
     Live {
         /// The message.
@@ -104,6 +107,13 @@ impl Queue {
         }
     }
 
+    /// Notes a sign of whether the engine is there.
+    pub fn push_sign(&mut self, sign: Sign) {
+        if !matches!(self.items.back(), Some(Item::Sign(last)) if *last == sign) {
+            self.items.push_back(Item::Sign(sign));
+        }
+    }
+
     /// Takes an answer. False where there is no room; what waits behind it will know.
     pub fn push_answer(&mut self, ask: u64, mut message: Message, limits: &QueueLimits) -> bool {
         let fits = self.answers.take(&mut message, limits);
@@ -119,7 +129,7 @@ impl Queue {
             match item {
                 Item::Live { message, .. } => self.live.release(message),
                 Item::Answer { message, .. } => self.answers.release(message),
-                Item::CutOff { .. } | Item::Connected => {}
+                Item::CutOff { .. } | Item::Connected | Item::Sign(_) => {}
             }
         }
         taken
@@ -150,7 +160,7 @@ impl Queue {
 pub fn oldest(items: &VecDeque<Item>) -> Option<Instant> {
     items.iter().find_map(|item| match item {
         Item::Live { at, .. } => Some(*at),
-        Item::Answer { .. } | Item::CutOff { .. } | Item::Connected => None,
+        Item::Answer { .. } | Item::CutOff { .. } | Item::Connected | Item::Sign(_) => None,
     })
 }
 

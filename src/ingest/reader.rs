@@ -2,7 +2,7 @@
 //! they are never the reason why something is lost.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use kvindex::HolderId;
@@ -14,12 +14,16 @@ use super::follow::Request;
 use super::hub::Hub;
 use super::lane::Lane;
 use super::message::Message;
-use super::socket::{Connections, Sockets};
+use super::socket::{Connections, Sockets, Turn};
+use super::vital::Sign;
 
 /// Frames of a message; one with more is no event and is not kept.
 const MAX_FRAMES: usize = 16;
 /// Messages read of one socket before the next one's turn.
 const TURN: usize = 128;
+
+/// How often sockets that bring no messages are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Where a socket's messages go.
 pub enum Inflow {
@@ -158,11 +162,12 @@ impl Readers {
 impl Reader {
     /// Reads until told to stop.
     pub fn run(mut self) {
+        let mut looked = Instant::now();
         loop {
             let mut items = Vec::with_capacity(1 + self.inlets.len());
             items.push(self.wake.as_poll_item(POLLIN));
             items.extend(self.inlets.iter().map(|(_, socket, _)| socket.as_poll_item(POLLIN)));
-            match zmq::poll(&mut items, -1) {
+            match zmq::poll(&mut items, LOOK_EVERY.as_millis() as i64) {
                 Ok(_) | Err(zmq::Error::EINTR) => {}
                 Err(e) => return error!(error = %e, "reader cannot wait for messages and stops"),
             }
@@ -178,8 +183,21 @@ impl Reader {
                 }
             }
             self.inlets.retain(|(inlet, ..)| !full.contains(inlet));
+            if looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                self.look();
+            }
             if woken && !self.obey() {
                 return;
+            }
+        }
+    }
+
+    /// Tells lanes what became of connections over which nothing comes.
+    fn look(&self) {
+        for (_, _, inflow) in &self.inlets {
+            if let Inflow::Lane { lane, connections } = inflow {
+                tell(lane, connections);
             }
         }
     }
@@ -250,12 +268,21 @@ fn read_lane(socket: &Socket, lane: &Arc<Lane>, connections: &Connections, max_m
     // Asked after they were read and told before them: a connection is told of before anything can be read
     // that came over it, so that none of these is from one that the lane does not know of. Some may be
     // from the one before, which costs a question and no more.
-    if !messages.is_empty() && connections.came() {
-        lane.push_connected();
+    if !messages.is_empty() {
+        tell(lane, connections);
     }
     for (message, at) in messages {
         lane.push_live(message, at);
     }
+}
+
+/// Tells a lane what became of its connection.
+fn tell(lane: &Arc<Lane>, connections: &Connections) {
+    connections.each(|turn| match turn {
+        Turn::Connected => lane.push_connected(),
+        Turn::Greeted => lane.push_sign(Sign::Greeted),
+        Turn::Ended => lane.push_sign(Sign::Lost),
+    });
 }
 
 /// A message with more frames or bytes than any event.

@@ -160,6 +160,7 @@ impl Registry {
         let key = spec.key();
         let known = book.entries.get(&key);
         if let Some(same) = known.filter(|e| e.lane.spec == spec) {
+            same.lane.renew();
             return Ok(Registered { replaced: false, holder: same.lane.holder });
         }
         if known.is_none() && book.entries.len() >= self.config.max_publishers {
@@ -224,6 +225,7 @@ impl Registry {
             held_bytes: c.held_bytes,
             check_after: CHECK_AFTER,
             doubt_for: c.doubt_for,
+            dead_after: c.dead_after,
         };
         let applier = self.next_applier.fetch_add(1, Relaxed) as usize % self.appliers.len();
         let profile = profile(&spec, name_of(&spec));
@@ -367,6 +369,14 @@ impl Registry {
     pub fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
         let book = self.book.lock();
         book.entries.get(&spec.key()).filter(|e| e.lane.spec == *spec).map(|e| Arc::clone(&e.lane))
+    }
+
+    /// Whose lease has ended, and strangers that are dead: they register themselves again.
+    pub fn gone(&self) -> Vec<PublisherSpec> {
+        let book = self.book.lock();
+        let is_dead = |e: &Entry| e.stranger && e.lane.freshness().state == PublisherState::Dead;
+        let gone = book.entries.values().filter(|e| e.lane.is_expired() || is_dead(e));
+        gone.map(|e| e.lane.spec.clone()).collect()
     }
 
     /// Stops following the publishers that `selector` means, and returns them.

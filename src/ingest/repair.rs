@@ -51,7 +51,7 @@ impl<S: Sink> Follower<S> {
             return None;
         }
         let due = self.session.as_ref().map(Session::deadline).or(self.check_at);
-        due.into_iter().chain(self.doubt_until).min()
+        due.into_iter().chain(self.doubt_until).chain(self.vital.deadline()).min()
     }
 
     /// Does what is due at `now`.
@@ -59,6 +59,9 @@ impl<S: Sink> Follower<S> {
         if self.doubt_until.is_some_and(|at| at <= now) {
             self.doubt_until = None;
             self.sink.drop_doubted();
+        }
+        if self.vital.is_over(now) {
+            self.pass_away();
         }
         match &self.session {
             Some(session) if now < session.deadline() => {}

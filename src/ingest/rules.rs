@@ -40,11 +40,13 @@ pub enum Rule {
     ForgetOnRestart,
     /// After silence the engine is asked whether anything was missed.
     CheckAfterSilence,
+    /// What an engine held that is taken for dead is forgotten.
+    ForgetOnDeath,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 15] = [
+    pub const ALL: [Rule; 16] = [
         Rule::Gap,
         Rule::Restart,
         Rule::Repeat,
@@ -60,6 +62,7 @@ impl Rule {
         Rule::PartialOnLoss,
         Rule::ForgetOnRestart,
         Rule::CheckAfterSilence,
+        Rule::ForgetOnDeath,
     ];
 }
 

@@ -58,19 +58,51 @@ pub struct Sockets {
     max_message: i64,
 }
 
-/// Tells that a dialled socket was connected, before anything that came over the new connection can be
-/// read from it.
+/// Tells what becomes of a dialled socket's connection. That there is a new one is told before anything
+/// that came over it can be read.
 pub struct Connections(Socket);
 
+/// A turn that a connection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is a new one; who or what is at the other end is not known yet.
+    Connected,
+    /// The other end speaks ZMQ.
+    Greeted,
+    /// It ended.
+    Ended,
+}
+
+impl Turn {
+    const ALL: [(SocketEvent, Turn); 3] = [
+        (SocketEvent::CONNECTED, Turn::Connected),
+        (SocketEvent::HANDSHAKE_SUCCEEDED, Turn::Greeted),
+        (SocketEvent::DISCONNECTED, Turn::Ended),
+    ];
+
+    fn mask() -> i32 {
+        Turn::ALL.iter().fold(0, |mask, (event, _)| mask | i32::from(event.to_raw()))
+    }
+
+    /// Of a monitor's message: an event's number, in this machine's byte order, and a value.
+    fn of(frame: &[u8]) -> Option<Turn> {
+        let event = u16::from_ne_bytes(*frame.first_chunk()?);
+        Turn::ALL.into_iter().find(|(e, _)| e.to_raw() == event).map(|(_, turn)| turn)
+    }
+}
+
 impl Connections {
-    /// Whether there were any since this was asked last.
-    pub fn came(&self) -> bool {
+    /// The turns since this was asked last, in order.
+    pub fn each(&self, mut heard: impl FnMut(Turn)) {
         let mut scratch = zmq::Message::new();
-        let mut any = false;
+        // The first frame says what happened, the second to which address.
+        let mut first = true;
         while self.0.recv(&mut scratch, zmq::DONTWAIT).is_ok() {
-            any = true;
+            if first && let Some(turn) = Turn::of(&scratch) {
+                heard(turn);
+            }
+            first = !scratch.get_more();
         }
-        any
     }
 }
 
@@ -103,7 +135,7 @@ impl Sockets {
         let socket = self.open(context, SocketType::SUB, address.ipv6)?;
         socket.set_subscribe(b"")?;
         let name = format!("inproc://connections-{}", self.next.fetch_add(1, Relaxed));
-        socket.monitor(&name, i32::from(SocketEvent::CONNECTED.to_raw()))?;
+        socket.monitor(&name, Turn::mask())?;
         let connections = context.socket(SocketType::PAIR)?;
         // libzmq's own thread waits where there is a limit and it is reached.
         connections.set_rcvhwm(0)?;
@@ -147,10 +179,11 @@ impl Sockets {
         socket.set_reconnect_ivl(RECONNECT_MS)?;
         socket.set_reconnect_ivl_max(RECONNECT_MAX_MS)?;
         socket.set_connect_timeout(CONNECT_TIMEOUT_MS)?;
-        // A node that vanished says no goodbye.
+        // A node that vanished says no goodbye. (ZMTP's own heartbeats would be asked of publishers that
+        // are not libzmq, and some do not answer them.)
         socket.set_tcp_keepalive(1)?;
-        socket.set_tcp_keepalive_idle(30)?;
-        socket.set_tcp_keepalive_intvl(10)?;
+        socket.set_tcp_keepalive_idle(10)?;
+        socket.set_tcp_keepalive_intvl(5)?;
         socket.set_tcp_keepalive_cnt(3)?;
         Ok(socket)
     }

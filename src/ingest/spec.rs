@@ -7,7 +7,7 @@ use kvproto::hash::vllm::Algo;
 use super::RegisterError;
 use super::follow::Profile;
 use crate::publisher::{EngineType, HashAlgo, PublisherSpec};
-use crate::registration::{RegistrationError, check_bind, check_dialled};
+use crate::registration::{RegistrationError, check_bind, check_dialled, check_health_url};
 
 /// The longest text a registration may hold, in bytes.
 const MAX_TEXT: usize = 4096;
@@ -33,6 +33,7 @@ pub fn check(spec: &PublisherSpec) -> Result<(), RegisterError> {
         ("lora_name", &spec.lora_name),
         ("hash_seed", &spec.hash_seed),
         ("node", &spec.node),
+        ("health_url", &spec.health_url),
     ];
     for (field, text) in optional {
         if text.as_ref().is_some_and(|t| t.len() > MAX_TEXT) {
@@ -49,6 +50,12 @@ pub fn check(spec: &PublisherSpec) -> Result<(), RegisterError> {
     }
     if let Some(replay) = &spec.replay_endpoint {
         check_dialled("replay_endpoint", replay)?;
+    }
+    if let Some(url) = &spec.health_url {
+        check_health_url(url)?;
+    }
+    if spec.lease_seconds == Some(0) {
+        return invalid("lease_seconds", "is 0");
     }
     if spec.block_size == Some(0) {
         return invalid("block_size", "is 0");
@@ -109,6 +116,7 @@ pub fn profile(spec: &PublisherSpec, name: String) -> Profile {
         rank: spec.dp_rank,
         block_size: spec.block_size,
         replayable: spec.replay_endpoint.is_some(),
+        dialled: spec.endpoint.is_some(),
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Counters {
     pub gaps: Counter,
     /// Engine restarts noticed.
     pub restarts: Counter,
+    /// Times that the engine was taken for dead.
+    pub deaths: Counter,
     /// Replays asked for.
     pub replays: Counter,
     /// Losses that could not be repaired.
@@ -68,6 +70,8 @@ pub struct Totals {
     pub gaps: u64,
     /// Engine restarts noticed.
     pub restarts: u64,
+    /// Times that an engine was taken for dead.
+    pub deaths: u64,
     /// Replays asked for.
     pub replays: u64,
     /// Losses that could not be repaired.
@@ -93,6 +97,7 @@ impl Totals {
         self.events_skipped += c.events_skipped.get();
         self.gaps += c.gaps.get();
         self.restarts += c.restarts.get();
+        self.deaths += c.deaths.get();
         self.replays += c.replays.get();
         self.losses += c.losses.get();
         self.malformed += c.malformed.get();
@@ -109,6 +114,7 @@ impl Totals {
         self.events_skipped += other.events_skipped;
         self.gaps += other.gaps;
         self.restarts += other.restarts;
+        self.deaths += other.deaths;
         self.replays += other.replays;
         self.losses += other.losses;
         self.malformed += other.malformed;

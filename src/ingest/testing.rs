@@ -13,6 +13,7 @@ use super::follow::{Follower, Limits, Profile, Request, Sink};
 use super::message::Message;
 use super::replay::Patience;
 use super::stats::Counters;
+use super::vital::Sign;
 use crate::publisher::{EngineType, Freshness, PublisherSpec, PublisherState, PublisherStatus};
 
 /// A registration of `instance` at `endpoint` and nothing else.
@@ -34,6 +35,8 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         hash_algo: None,
         hash_seed: None,
         node: None,
+        health_url: None,
+        lease_seconds: None,
     }
 }
 
@@ -50,6 +53,7 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         events_skipped: 0,
         gaps: 0,
         restarts: 0,
+        deaths: 0,
         replays: 0,
         malformed: 0,
         dropped: 0,
@@ -159,6 +163,7 @@ impl Rig {
             rank: 0,
             block_size: None,
             replayable,
+            dialled: true,
         };
         let patience =
             Patience { timeout: Duration::from_secs(2), attempts: 3, total: Duration::from_secs(60) };
@@ -168,10 +173,13 @@ impl Rig {
             held_bytes: 1 << 20,
             check_after: Duration::from_secs(30),
             doubt_for: Duration::from_secs(600),
+            dead_after: Duration::from_secs(30),
         };
         let counters = Arc::new(Counters::default());
         let now = Instant::now();
-        let follower = Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters));
+        let mut follower =
+            Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters), now);
+        follower.sign(Sign::Greeted, now);
         Rig { follower, counters, now, start: 100.0, asked: None }
     }
 
@@ -199,6 +207,12 @@ impl Rig {
     /// The live socket is connected again.
     pub fn connected(&mut self) {
         self.follower.connected(self.now);
+        self.settle();
+    }
+
+    /// Something tells whether the engine is there.
+    pub fn sign(&mut self, sign: Sign) {
+        self.follower.sign(sign, self.now);
         self.settle();
     }
 

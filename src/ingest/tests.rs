@@ -533,3 +533,48 @@ fn an_engine_may_start_after_it_was_registered() {
     }
     kvd.is("a", PublisherState::Live, 2);
 }
+
+#[test]
+fn an_engine_that_dies_leaves_the_index_and_its_successor_is_followed() {
+    let kvd = Kvd::new(IngestConfig { dead_after: Duration::from_millis(300), ..IngestConfig::default() });
+    let engine = Engine::new(0);
+    let spec = engine.spec("a");
+    kvd.register(spec.clone());
+    engine.step(0..5, any);
+    kvd.is("a", PublisherState::Live, 4);
+    assert_eq!(kvd.cached("a"), 5);
+    drop(engine);
+    eventually("a death", || {
+        (kvd.status("a").freshness.state == PublisherState::Dead).then_some(())
+    });
+    assert_eq!((kvd.cached("a"), kvd.status("a").deaths), (0, 1));
+    // It may be started anew under the same address.
+    let publish = Context::new().socket(SocketType::PUB).unwrap();
+    publish.set_linger(0).unwrap();
+    eventually("the address again", || publish.bind(spec.endpoint.as_ref().unwrap()).ok());
+    eventually("its successor", || {
+        for seq in 0..3u64 {
+            publish.send_multipart([&b""[..], &seq.to_be_bytes(), &stored(500.0, seq)], 0).unwrap();
+        }
+        thread::sleep(Duration::from_millis(20));
+        (kvd.cached("a") == 3).then_some(())
+    });
+    assert_eq!(kvd.status("a").freshness.state, PublisherState::Live);
+}
+
+#[test]
+fn a_lease_that_is_not_renewed_ends() {
+    let kvd = Kvd::new(IngestConfig::default());
+    let engine = Engine::new(0);
+    let leased = PublisherSpec { lease_seconds: Some(1), ..engine.spec("a") };
+    let holder = kvd.register(leased.clone());
+    kvd.register(engine.spec("b"));
+    let until = Instant::now() + Duration::from_millis(1_500);
+    while Instant::now() < until {
+        assert_eq!(kvd.register(leased.clone()), holder, "a renewal changes nothing else");
+        assert_eq!(kvd.publishers.gone(), []);
+        thread::sleep(Duration::from_millis(50));
+    }
+    let gone = eventually("the end of a lease", || Some(kvd.publishers.gone()).filter(|g| !g.is_empty()));
+    assert_eq!(gone, [leased], "and none without a lease");
+}

@@ -22,6 +22,10 @@ pub enum Problem {
     NeverHeard,
     /// The engine serves requests and its stream says nothing.
     NoEvents,
+    /// Not connected.
+    Unreachable,
+    /// Taken for dead.
+    Dead,
     /// Part of what the engine holds is not known.
     PartialHistory,
     /// Batches were lost and could not be fetched again.
@@ -75,6 +79,8 @@ impl Problem {
             Problem::NoPublisher => "no_publisher",
             Problem::NeverHeard => "never_heard",
             Problem::NoEvents => "no_events",
+            Problem::Unreachable => "unreachable",
+            Problem::Dead => "dead",
             Problem::PartialHistory => "partial_history",
             Problem::Gaps => "gaps",
             Problem::Dropped => "dropped",

@@ -172,6 +172,14 @@ fn of_publisher(o: &Overview, p: &Condition) -> Vec<Finding> {
             let problem = if p.losses > 0 { Problem::Gaps } else { Problem::PartialHistory };
             say(problem, Severity::Warning, evidence, replay);
         }
+        PublisherState::Unreachable => {
+            let remedy = "its events do not arrive, so what is known of it grows old: check that it runs and that its endpoint is reachable from here; after ingest.dead_after it is taken for dead";
+            say(Problem::Unreachable, Severity::Warning, format!("not connected{last_error}"), remedy);
+        }
+        PublisherState::Dead => {
+            let remedy = "unregister it if it is gone for good (kvctl unregister), or register engines with lease_seconds; otherwise see why it does not answer";
+            say(Problem::Dead, Severity::Error, "no sign of it for longer than ingest.dead_after".into(), remedy);
+        }
         PublisherState::Connecting | PublisherState::Replaying | PublisherState::Live => {}
     }
     if p.dropped > 0 {

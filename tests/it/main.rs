@@ -5,6 +5,7 @@ mod catalog;
 mod forms;
 mod grpc;
 mod hostile;
+mod liveness;
 mod outcomes;
 mod recovery;
 mod replicas;

@@ -2,7 +2,7 @@
 //! when told to.
 
 use std::alloc::{GlobalAlloc, Layout};
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, Ordering};
 
 /// Blocks from this size on get huge pages.
 const HUGE_FROM: usize = 1 << 20;
@@ -11,6 +11,8 @@ const PAGE: usize = 4096;
 static COUNT: AtomicBool = AtomicBool::new(false);
 static LIVE: AtomicIsize = AtomicIsize::new(0);
 static HUGE: AtomicBool = AtomicBool::new(false);
+static COUNT_CALLS: AtomicBool = AtomicBool::new(false);
+static CALLS: AtomicU64 = AtomicU64::new(0);
 
 /// Counts from now on.
 pub fn count() {
@@ -20,6 +22,16 @@ pub fn count() {
 /// Bytes allocated less bytes freed since counting began.
 pub fn live_bytes() -> isize {
     LIVE.load(Ordering::Relaxed)
+}
+
+/// Counts allocations from now on.
+pub fn count_calls() {
+    COUNT_CALLS.store(true, Ordering::Relaxed);
+}
+
+/// Allocations since counting began, reallocations included.
+pub fn calls() -> u64 {
+    CALLS.load(Ordering::Relaxed)
 }
 
 /// Asks for huge pages behind large allocations from now on.
@@ -34,6 +46,9 @@ static GLOBAL: Counting = Counting;
 
 #[inline]
 fn note(bytes: isize) {
+    if COUNT_CALLS.load(Ordering::Relaxed) && bytes > 0 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    }
     if COUNT.load(Ordering::Relaxed) {
         LIVE.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -8,6 +8,7 @@ mod alloc;
 mod hash;
 mod limits;
 mod measure;
+mod payloads;
 mod peer;
 mod peers;
 mod plot;
@@ -123,6 +124,13 @@ enum Command {
     Table,
     /// Makes a picture (SVG) of results read from standard input.
     Plot,
+    /// Measures what it costs to decode and apply engines' payloads, beside Dynamo.
+    Payloads {
+        /// Written by `kvd-benches ingest --save`.
+        files: Vec<PathBuf>,
+        #[arg(long, default_value_t = 5)]
+        passes: usize,
+    },
     /// Measures what this machine allows: memory latency, probes, hashing, comparing.
     Limits,
 }
@@ -197,6 +205,10 @@ fn main() -> Result<()> {
         Command::Plot => {
             print!("{}", plot::plot(&report::read(BufReader::new(stdin()))?));
             Ok(())
+        }
+        Command::Payloads { files, passes } => {
+            alloc::count_calls();
+            files.iter().try_for_each(|file| payloads::run(file, passes))
         }
         Command::Limits => {
             limits::run();

@@ -270,6 +270,8 @@ fn publisher_state(state: PublisherState) -> kv::PublisherState {
         PublisherState::Replaying => kv::PublisherState::Replaying,
         PublisherState::Live => kv::PublisherState::Live,
         PublisherState::Partial => kv::PublisherState::Partial,
+        PublisherState::Unreachable => kv::PublisherState::Unreachable,
+        PublisherState::Dead => kv::PublisherState::Dead,
     }
 }
 

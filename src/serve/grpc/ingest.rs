@@ -93,6 +93,8 @@ pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, Ask
         hash_algo: Some(message.hash_algo),
         hash_seed: Some(HashSeed(message.hash_seed)),
         node: Some(message.node),
+        health_url: Some(message.health_url),
+        lease_seconds: non_zero(message.lease_seconds),
     };
     registration.check().map_err(|error| {
         // The two fields that RFC #1403 names otherwise than the messages.
@@ -143,6 +145,8 @@ pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
         hash_algo: spec.hash_algo.map(|a| name_of(&HASH_ALGOS, &a)).unwrap_or_default(),
         hash_seed: text(&spec.hash_seed),
         node: text(&spec.node),
+        health_url: text(&spec.health_url),
+        lease_seconds: spec.lease_seconds.unwrap_or(0),
     }
 }
 
@@ -168,6 +172,7 @@ pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Ins
         suspect_blocks: held.suspect,
         losses: status.losses,
         misranked: status.misranked,
+        deaths: status.deaths,
         outcomes: outcome::counts(&tally),
         too_low_tokens: tally.too_low.tokens,
         too_high_tokens: tally.too_high.tokens,

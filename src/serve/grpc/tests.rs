@@ -91,6 +91,8 @@ impl Kvd {
                 hash_algo: None,
                 hash_seed: None,
                 node: None,
+                health_url: None,
+                lease_seconds: None,
             })
             .unwrap();
         let of =

@@ -37,6 +37,8 @@ struct PublisherRow<'a> {
     topic: Option<&'a str>,
     lora_name: Option<&'a str>,
     additionalsalt: &'a str,
+    health_url: Option<&'a str>,
+    lease_seconds: Option<u32>,
     /// As registered.
     block_size: Option<u32>,
     /// As the events say; `null` before the first.
@@ -53,6 +55,7 @@ struct PublisherRow<'a> {
     events_skipped: u64,
     gaps: u64,
     restarts: u64,
+    deaths: u64,
     replays: u64,
     malformed: u64,
     dropped: u64,
@@ -84,6 +87,8 @@ impl<'a> PublisherRow<'a> {
             topic: spec.topic.as_deref(),
             lora_name: spec.lora_name.as_deref(),
             additionalsalt: &spec.additional_salt,
+            health_url: spec.health_url.as_deref(),
+            lease_seconds: spec.lease_seconds,
             block_size: spec.block_size,
             observed_block_size: Some(held.block_size).filter(|n| *n > 0),
             suspect_blocks: held.suspect,
@@ -95,6 +100,7 @@ impl<'a> PublisherRow<'a> {
             events_skipped: status.events_skipped,
             gaps: status.gaps,
             restarts: status.restarts,
+            deaths: status.deaths,
             replays: status.replays,
             malformed: status.malformed,
             dropped: status.dropped,

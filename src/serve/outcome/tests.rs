@@ -219,6 +219,8 @@ fn spec(capture: &Capture, engine: usize) -> PublisherSpec {
         hash_algo: resolved.hash_algo.as_deref().filter(|_| hashed).map(algo),
         hash_seed: resolved.none_hash_seed.clone().filter(|_| hashed),
         node: None,
+        health_url: None,
+        lease_seconds: None,
     }
 }
 

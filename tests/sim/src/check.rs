@@ -42,6 +42,9 @@ impl World {
             return Err(wrong("another batch than the last one"));
         }
         let nothing = Holding::default();
+        if state == PublisherState::Dead && answers.iter().any(|a| *a != nothing) {
+            return Err(wrong("the dead hold something"));
+        }
         for (i, answered) in answers.iter().enumerate() {
             let held = moment.map_or(&nothing, |m| &m.holding[i]);
             if certain && answered != held {
@@ -70,7 +73,7 @@ impl World {
                 let wrong = |what: &str| {
                     format!("{what}: node{n} about engine{e}, {state:?}, last {:?}", lane.follower.last_seq())
                 };
-                if matches!(state, PublisherState::Replaying | PublisherState::Connecting)
+                if !matches!(state, PublisherState::Live | PublisherState::Partial)
                     && (engine.shape.ring.is_some() || all)
                 {
                     return Err(wrong("still not known"));

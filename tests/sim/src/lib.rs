@@ -40,8 +40,7 @@
 //! - Nodes (`node`, `snapshot`): killed at any time; busy while queues fill up; snapshots cut lane by
 //!   lane while the others go on, kept on a disk that loses ends and flips bits, or sent by a peer to a
 //!   node that listens already.
-//! - Not modelled: the time that a disk takes to be read, in which messages come already and a peer's snapshot
-//!   may have been put in for some engines; a clock that goes back from one life of an engine to the next, messages that are no
+//! - Not modelled: a clock that goes back from one life of an engine to the next, messages that are no
 //!   batches (`follow_tests` has those), several engines on one bound socket.
 //!
 //! # By hand

@@ -1,6 +1,8 @@
 //! The network between an engine and a node: a PUB socket's connection that keeps order, and a
 //! replay socket beside it.
 
+use kvd::ingest::pure::Sign;
+
 use crate::engine::Published;
 use crate::rng::Rng;
 use crate::trace::say;
@@ -65,6 +67,10 @@ impl World {
         link.in_flight = 0;
         link.blocked_until = self.now + time;
         let epoch = link.epoch;
+        if let Some(node) = &mut self.places[n].node {
+            node.lanes[e].queue.push_sign(Sign::Lost);
+            self.wake(e, n, wait);
+        }
         self.after(time + wait, Due::Dial { e, n, epoch });
     }
 
@@ -96,6 +102,7 @@ impl World {
     fn connected(&mut self, e: usize, n: usize) {
         if let Some(node) = &mut self.places[n].node {
             node.lanes[e].queue.push_connected();
+            node.lanes[e].queue.push_sign(Sign::Greeted);
             let wait = self.rng.below(3 * MS);
             self.wake(e, n, wait);
         }

@@ -26,6 +26,8 @@ const TURN: usize = 64;
 pub const CHECK_AFTER: Duration = Duration::from_secs(4);
 /// How long what was held before a loss is remembered.
 const DOUBT_FOR: Duration = Duration::from_secs(15);
+/// How long a connection may be gone before the engine is taken for dead.
+const DEAD_AFTER: Duration = Duration::from_secs(2);
 /// The longest that a repair may take.
 pub const REPAIR_TOTAL: Duration = Duration::from_secs(10);
 
@@ -100,9 +102,9 @@ pub struct Node {
 
 impl Node {
     /// A process that knows nothing and begins to follow engines of these shapes.
-    pub fn start(shapes: &[Shape], room: Room, rules: Rules) -> Node {
+    pub fn start(shapes: &[Shape], room: Room, rules: Rules, now: Instant) -> Node {
         let index = Arc::new(Index::new(IndexConfig::default()));
-        let lanes = shapes.iter().enumerate().map(|(e, s)| Lane::new(e, s, &index, room, rules)).collect();
+        let lanes = shapes.iter().enumerate().map(|(e, s)| Lane::new(e, s, &index, room, rules, now)).collect();
         Node { index, lanes }
     }
 
@@ -139,7 +141,14 @@ impl Node {
 }
 
 impl Lane {
-    fn new(e: usize, shape: &Shape, index: &Arc<Index>, room: Room, rules: Rules) -> Lane {
+    fn new(
+        e: usize,
+        shape: &Shape,
+        index: &Arc<Index>,
+        room: Room,
+        rules: Rules,
+        now: Instant,
+    ) -> Lane {
         let name = format!("engine{e}");
         let spec = HolderSpec {
             offload_chunk: shape.offload.map(|(chunk, _, _)| chunk as u32),
@@ -153,6 +162,7 @@ impl Lane {
             rank: 0,
             block_size: Some(shape.block),
             replayable: shape.ring.is_some(),
+            dialled: true,
         };
         let patience = Patience { timeout: Duration::from_secs(1), attempts: 3, total: REPAIR_TOTAL };
         let limits = Limits {
@@ -161,10 +171,11 @@ impl Lane {
             held_bytes: 1 << 20,
             check_after: CHECK_AFTER,
             doubt_for: DOUBT_FOR,
+            dead_after: DEAD_AFTER,
         };
         let counters = Arc::new(Counters::default());
         let ear = Ear { index: Arc::clone(index), holder, last: Cell::new(None), told: Told::default() };
-        let mut follower = Follower::waiting(ear, profile, limits, Arc::clone(&counters));
+        let mut follower = Follower::waiting(ear, profile, limits, Arc::clone(&counters), now);
         follower.set_rules(rules);
         let limits =
             QueueLimits { messages: room.queue_messages, bytes: 1 << 20, budget: Budget::new(16 << 20) };

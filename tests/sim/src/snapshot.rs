@@ -225,8 +225,8 @@ impl World {
     pub fn find_snapshot(&mut self, n: usize) {
         let boot = self.places[n].boot;
         let peer = (0..self.places.len()).find(|&p| p != n && self.places[p].node.is_some());
-        // A disk is read in no time; see what is not modelled.
-        let mut patience: Time = 0;
+        // A disk takes a while to be read.
+        let mut patience: Time = self.rng.below(600 * MS);
         if let Some(peer) = peer.filter(|_| !self.rng.one_in(3)) {
             self.begin_cut(peer, Target::Peer { n, boot });
             patience = self.rng.between(200 * MS, 800 * MS);

@@ -416,9 +416,10 @@ impl World {
     fn node_up(&mut self, n: usize) {
         say!(self.trace, self.now, "node{n} starts");
         let shapes: Vec<Shape> = self.engines.iter().map(|e| e.shape.clone()).collect();
+        let now = self.instant();
         let place = &mut self.places[n];
         place.boot += 1;
-        place.node = Some(Node::start(&shapes, place.room, self.rules));
+        place.node = Some(Node::start(&shapes, place.room, self.rules, now));
         // It listens first, so that no batch is missed between a snapshot and what comes after.
         for e in 0..self.engines.len() {
             self.cut(e, n, 0);

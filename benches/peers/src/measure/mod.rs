@@ -7,7 +7,7 @@
 //! of its own.
 
 mod ask;
-mod clock;
+pub mod clock;
 mod fill;
 mod memory;
 mod replay;
