@@ -189,8 +189,9 @@ pub fn check_dialled(field: &'static str, address: &str) -> Result<(), Registrat
 /// # Errors
 /// Says what it should look like.
 pub fn check_health_url(url: &str) -> Result<(), RegistrationError> {
-    let wrong =
-        |why: &str| Err(fault("health_url", format!("{url:?} {why}; an example is http://10.0.0.1:8000/health")));
+    let wrong = |why: &str| {
+        Err(fault("health_url", format!("{url:?} {why}; an example is http://10.0.0.1:8000/health")))
+    };
     if url.bytes().any(|b| b.is_ascii_control() || b == b' ') {
         return wrong("contains a space or control character");
     }

@@ -812,3 +812,20 @@ fn an_engine_without_a_connection_of_its_own_that_was_not_well_is_back_when_it_i
     rig.live([3]);
     assert_eq!((rig.told().as_str(), rig.follower.state()), ("doubt 3@100", Partial));
 }
+
+/// Found by the simulation: its history came though its live socket had never been reached.
+#[test]
+fn an_engine_whose_history_comes_is_not_dead() {
+    let mut rig = Rig::new(true);
+    rig.sign(Sign::Lost);
+    while !rig.follower.vital.is_dead() {
+        rig.wait();
+    }
+    assert_eq!(rig.follower.state(), Connecting);
+    rig.replay([0, 1]);
+    assert_eq!((rig.told().as_str(), rig.follower.state()), ("0@100 1@100", Unreachable));
+    while rig.follower.state() != Dead {
+        rig.wait();
+    }
+    assert_eq!(rig.told(), "clear", "it has been heard once, and not since");
+}

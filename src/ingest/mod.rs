@@ -45,11 +45,11 @@ mod rules;
 mod socket;
 mod spec;
 mod stats;
-mod vital;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod vital;
 
 pub use config::{IngestConfig, Listen};
 pub use stats::Totals;

@@ -114,6 +114,8 @@ impl<S: Sink> Follower<S> {
         let Some(session) = &mut self.session else { return };
         let meaning = self.rules.of_replayed(session.answer(seq, last, now));
         self.heard = true;
+        // It was asked though it was taken for dead before anything was known of it: nothing is to be learnt anew.
+        self.vital.heard(now);
         self.keeps_history = true;
         self.checkable = true;
         let batch = decode(self.profile.engine, payload);

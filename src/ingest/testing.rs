@@ -177,8 +177,7 @@ impl Rig {
         };
         let counters = Arc::new(Counters::default());
         let now = Instant::now();
-        let mut follower =
-            Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters), now);
+        let mut follower = Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters), now);
         follower.sign(Sign::Greeted, now);
         Rig { follower, counters, now, start: 100.0, asked: None }
     }

@@ -49,6 +49,8 @@ const INDEX: &str = "kv.v1.IndexService";
 /// A request of 128 Ki token ids fits into the window at once.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Such a request comes in one frame; each frame is handled and woken up for by itself.
+const FRAME: u32 = 1 << 20;
 /// Open streams of one connection, and requests that are read and worked on at a time. With the
 /// message limit they bound a connection's memory.
 const MAX_STREAMS: u32 = 256;
@@ -75,6 +77,7 @@ pub async fn serve(
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
         .max_concurrent_streams(MAX_STREAMS)
         .concurrency_limit_per_connection(MAX_REQUESTS)
         // Finds clients that are gone without a word, whose streams would stay forever.

@@ -138,6 +138,8 @@ pub struct Tally {
     pub gaps: u64,
     /// See `gaps`.
     pub restarts: u64,
+    /// Engines that nodes took for dead.
+    pub deaths: u64,
     /// See `gaps`.
     pub replays: u64,
     /// See `gaps`.
@@ -168,6 +170,7 @@ impl Tally {
         self.held += other.held;
         self.gaps += other.gaps;
         self.restarts += other.restarts;
+        self.deaths += other.deaths;
         self.replays += other.replays;
         self.losses += other.losses;
         self.dropped += other.dropped;
@@ -432,6 +435,7 @@ impl World {
         for lane in &node.lanes {
             self.tally.gaps += lane.counters.gaps.get();
             self.tally.restarts += lane.counters.restarts.get();
+            self.tally.deaths += lane.counters.deaths.get();
             self.tally.replays += lane.counters.replays.get();
             self.tally.losses += lane.counters.losses.get();
             self.tally.dropped += lane.counters.dropped.get();

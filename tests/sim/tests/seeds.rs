@@ -1,6 +1,6 @@
 //! Many seeds: nothing that is vouched for is wrong, and in the end everything is right.
 
-use kvd_sim::{LeftOut, Trace, many, run};
+use kvd_sim::{LeftOut, many};
 
 /// Seeds of an ordinary test run; `cargo run --release -p kvd-sim -- seeds 10000` is the long one.
 const SEEDS: u64 = 5_000;
@@ -14,20 +14,18 @@ fn whatever_goes_wrong_answers_are_right_or_say_that_they_may_not_be() {
     assert!(found.wrong.is_empty(), "{} seeds went wrong", found.wrong.len());
     // A simulation in which nothing happens finds nothing.
     let t = found.tally;
-    let often =
-        [t.faults, t.held, t.gaps, t.restarts, t.losses, t.dropped, t.from_disk, t.from_peer, t.damaged];
+    let often = [
+        t.faults,
+        t.held,
+        t.gaps,
+        t.restarts,
+        t.deaths,
+        t.losses,
+        t.dropped,
+        t.from_disk,
+        t.from_peer,
+        t.damaged,
+    ];
     assert!(often.iter().all(|&n| n > SEEDS / 50), "too tame: {t:#?}");
     assert!(t.certain * 3 > t.checks, "hardly anything is vouched for: {t:#?}");
-}
-
-#[test]
-fn the_same_seed_gives_the_same_run() {
-    for seed in 0..40 {
-        let [first, again] = [0, 1].map(|_| {
-            std::thread::spawn(move || run(seed, LeftOut::Nothing, Trace::kept())).join().expect("no panic")
-        });
-        assert!(first.trace.lines.len() > 100, "seed {seed}: hardly anything happened");
-        assert_eq!(first.trace.hash(), again.trace.hash(), "seed {seed}");
-        assert_eq!(first.trace.lines, again.trace.lines, "seed {seed}");
-    }
 }
