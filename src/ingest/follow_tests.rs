@@ -829,3 +829,21 @@ fn an_engine_whose_history_comes_is_not_dead() {
     }
     assert_eq!(rig.told(), "clear", "it has been heard once, and not since");
 }
+
+/// Found by the simulation: batches held back of an engine that died were applied when nobody replayed
+/// what was before them.
+#[test]
+fn what_was_held_back_of_the_dead_is_not_applied() {
+    let mut rig = Rig::new(true);
+    rig.live([5, 6]);
+    rig.sign(Sign::Lost);
+    while !rig.follower.vital.is_dead() {
+        rig.wait();
+    }
+    rig.told();
+    assert_eq!((rig.follower.state(), rig.asked_from(), rig.follower.deadline()), (Connecting, None, None));
+    rig.sign(Sign::Greeted);
+    rig.start = 200.0;
+    rig.live([0]);
+    assert_eq!((rig.told().as_str(), rig.follower.state()), ("0@200", Live));
+}

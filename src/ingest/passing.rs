@@ -15,8 +15,8 @@ use super::rules::Rule;
 impl<S: Sink> Follower<S> {
     /// Forgets an engine that is taken for dead from now on.
     pub(super) fn pass_away(&mut self) {
-        if !self.met {
-            // It was never there.
+        if !self.met && !self.heard {
+            // It was never there. Its history is asked for all the same.
             return;
         }
         warn!(publisher = %self.profile.name, last_seq = self.cursor.last(), "engine is taken for dead");
@@ -34,7 +34,7 @@ impl<S: Sink> Follower<S> {
 
     /// Learns from the start what an engine holds that was taken for dead.
     pub(super) fn come_back(&mut self, now: Instant) {
-        if self.met && !self.waiting {
+        if !self.waiting && self.session.is_none() {
             info!(publisher = %self.profile.name, "engine is back, learning anew");
             self.begin(now);
         }
