@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use dynamo_kv_router::indexer::ThreadPoolIndexer;
+use dynamo_kv_router::indexer::{SyncIndexer, ThreadPoolIndexer};
 use dynamo_kv_router::indexer::concurrent_radix_tree_compressed::ConcurrentRadixTreeCompressed;
 use dynamo_kv_router::protocols::WorkerWithDpRank;
 use dynamo_kv_router::zmq_wire::{KvEventBatch, RawKvEvent, ZmqEventNormalizer, decode_event_batch};
