@@ -10,6 +10,10 @@ use std::time::Duration;
 use kvproto::Event;
 use kvproto::engine::{Engine, decode};
 
+#[cfg(feature = "objects")]
+mod shared;
+mod wanted;
+
 use super::*;
 use crate::policy::random::Random;
 use crate::policy::{Config, Owner, Tier};
@@ -152,7 +156,12 @@ fn what_is_told_is_what_is_there_in_random_use_and_after_restarts() {
                     kept += store(&node, pool, owner, &chain).iter().filter(|s| **s == Stored::Kept).count();
                 }
                 5 => drop(node.step()),
-                6 => drop(node.evict(pool, &keys[keys.len() - 1..])),
+                6 if random.below(2) == 0 => drop(node.evict(pool, &keys[keys.len() - 1..])),
+                6 => {
+                    let (to, from) =
+                        [(Tier::Cpu, Tier::Disk), (Tier::Disk, Tier::Cpu)][random.below(2) as usize];
+                    node.transfer(pool, &keys, to, Some(from), |_| true);
+                }
                 7 => pins.extend(node.pin(pool, &ids, 20_000)),
                 8 => pins.extend(node.prefetch(pool, &ids, 3, 20_000)),
                 9 => drop(pins.pop().map(|pin| node.unpin(pool, pin))),
@@ -181,7 +190,7 @@ fn what_is_told_is_what_is_there_in_random_use_and_after_restarts() {
                 assert_eq!(listener.said(kvproto::Tier::Cpu), [0; 0]);
             }
         }
-        assert!(hits > 300 && kept > 50, "seed {seed}: {hits} hits, {kept} kept");
+        assert!(hits > 300 && kept > 40, "seed {seed}: {hits} hits, {kept} kept");
     }
 }
 
@@ -314,56 +323,4 @@ fn threads_that_work_and_engines_that_ask_do_not_get_in_each_others_way() {
     let usage = node.usage()[0];
     assert_eq!(usage.policy.cpu as usize, listener.said(kvproto::Tier::Cpu).len());
     assert_eq!(usage.policy.disk as usize, listener.said(kvproto::Tier::Disk).len());
-}
-
-#[cfg(feature = "objects")]
-#[test]
-fn what_leaves_one_node_s_disk_is_loaded_by_another_from_shared_storage() {
-    use object_store::memory::InMemory;
-
-    use crate::policy::Rate;
-    use crate::shared::{Objects, Shared};
-
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (store_of_both, now) = (Arc::new(InMemory::new()), Arc::new(AtomicU64::new(0)));
-    let open = |folder: &Path, listener: &Arc<Listener>| {
-        let (store, handle) = (store_of_both.clone(), runtime.handle().clone());
-        let mut config = config(folder, 4, 6, &now);
-        config.policy.share_from = 1;
-        config.policy.shared_writes = Some(Rate { per_second: 1000, burst: 1000 });
-        config.shared = Some(Box::new(move |bytes| -> Arc<dyn Shared> {
-            Arc::new(Objects::new(store.clone(), handle.clone(), "kv", bytes))
-        }));
-        let node = Node::open(config, listener.clone()).unwrap();
-        node.recover().unwrap();
-        node
-    };
-    let (a_s, b_s) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let listeners = [(); 2].map(|()| Arc::new(Listener::default()));
-    let (a, b) = (open(a_s.path(), &listeners[0]), open(b_s.path(), &listeners[1]));
-    let (pool, owner) = (a.pool(BYTES).unwrap(), a.owner("llama", "").unwrap());
-    for round in 0..40u64 {
-        now.fetch_add(1000, Ordering::Relaxed);
-        let chain: Vec<u64> = (0..3).map(|n| (round / 2 * 3 % 36) + n).collect();
-        store(&a, pool, owner, &chain);
-        settle(&a);
-        a.touch(pool, &chain.iter().map(|n| key(*n)).collect::<Vec<_>>());
-        settle(&a);
-    }
-    let shared = listeners[0].said(kvproto::Tier::Shared);
-    assert!(shared.len() > 5, "{shared:?} in shared storage");
-    assert_eq!(a.usage()[0].shared, shared.len());
-    // Another node learns of them, tells of them, and loads them.
-    let pool = b.pool(BYTES).unwrap();
-    b.name_model(42, "llama").unwrap();
-    b.refresh_shared();
-    b.refresh_shared();
-    assert_eq!(listeners[1].said(kvproto::Tier::Shared), shared);
-    assert_eq!(load(&b, pool, &shared), vec![Read::Hit; shared.len()]);
-    assert_eq!(b.lookup(pool, &[key(shared[0])]), [Where::In(Tier::Shared)]);
-    drop(b);
-    let b = open(b_s.path(), &listeners[1]);
-    b.refresh_shared();
-    assert_eq!(listeners[1].said(kvproto::Tier::Shared), shared);
-    assert_eq!(load(&b, pool, &shared), vec![Read::Hit; shared.len()]);
 }
