@@ -73,7 +73,9 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
         for &blocks in &args.blocks {
             let stream = Stream::new(args, blocks.clamp(1, CONVERSATION), full);
             if let Some(folder) = &args.save {
-                stream.save(&folder.join(format!("{}-{blocks}.payloads", if full { "full" } else { "filling" })))?;
+                stream.save(
+                    &folder.join(format!("{}-{blocks}.payloads", if full { "full" } else { "filling" })),
+                )?;
             }
             let mut columns: [Passes; 6] = Default::default();
             for _ in 0..setting.passes {

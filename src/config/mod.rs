@@ -314,7 +314,8 @@ fn check_listen(key: &str, address: &str) -> Result<(), ConfigError> {
 
 fn listen_at(place: usize, table: ListenTable) -> Result<Listen, ConfigError> {
     let defaults = Listen::default();
-    let ListenTable { bind, tenant_id, engine, modelname, additionalsalt, health_url, max_publishers } = table;
+    let ListenTable { bind, tenant_id, engine, modelname, additionalsalt, health_url, max_publishers } =
+        table;
     let engine = match engine {
         None => defaults.engine,
         Some(name) => parse_engine(&name).map_err(|e| invalid("listen.type", name, e.why))?,

@@ -158,13 +158,7 @@ impl<S: Sink> Follower<S> {
 
     /// Begins to listen, and holds back what comes until [`resume`](Self::resume) or
     /// [`begin`](Self::begin) says what was applied before.
-    pub fn waiting(
-        sink: S,
-        profile: Profile,
-        limits: Limits,
-        counters: Arc<Counters>,
-        now: Instant,
-    ) -> Self {
+    pub fn waiting(sink: S, profile: Profile, limits: Limits, counters: Arc<Counters>, now: Instant) -> Self {
         let vital = Vital::new(profile.dialled, limits.dead_after, now);
         Follower {
             sink,

@@ -102,7 +102,10 @@ mod tests {
     #[test]
     fn what_was_set_is_shown() {
         let gauges = Gauges::default();
-        assert_eq!((gauges.freshness().state, gauges.freshness().last_seq), (PublisherState::Connecting, None));
+        assert_eq!(
+            (gauges.freshness().state, gauges.freshness().last_seq),
+            (PublisherState::Connecting, None)
+        );
         for state in PublisherState::ALL {
             gauges.set(state, true, Some(0), 3);
             let shown = gauges.freshness();

@@ -45,11 +45,11 @@ mod rules;
 mod socket;
 mod spec;
 mod stats;
-mod vital;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod vital;
 
 pub use config::{IngestConfig, Listen};
 pub use stats::Totals;
@@ -287,6 +287,11 @@ impl Publishers {
     /// What came of answers about `holder`; `None` if nobody is registered under it.
     pub fn account(&self, holder: HolderId) -> Option<Arc<Account>> {
         self.registry.account(holder)
+    }
+
+    /// How a publisher was registered.
+    pub fn spec(&self, holder: HolderId) -> Option<PublisherSpec> {
+        self.registry.lane(holder).map(|lane| lane.spec.clone())
     }
 
     /// Blocks of all publishers that do not count, because reports contradict them.

@@ -37,6 +37,7 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         node: None,
         health_url: None,
         lease_seconds: None,
+        control_endpoint: None,
     }
 }
 
@@ -177,8 +178,7 @@ impl Rig {
         };
         let counters = Arc::new(Counters::default());
         let now = Instant::now();
-        let mut follower =
-            Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters), now);
+        let mut follower = Follower::waiting(Journal::default(), profile, limits, Arc::clone(&counters), now);
         follower.sign(Sign::Greeted, now);
         Rig { follower, counters, now, start: 100.0, asked: None }
     }

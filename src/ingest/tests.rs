@@ -544,9 +544,7 @@ fn an_engine_that_dies_leaves_the_index_and_its_successor_is_followed() {
     kvd.is("a", PublisherState::Live, 4);
     assert_eq!(kvd.cached("a"), 5);
     drop(engine);
-    eventually("a death", || {
-        (kvd.status("a").freshness.state == PublisherState::Dead).then_some(())
-    });
+    eventually("a death", || (kvd.status("a").freshness.state == PublisherState::Dead).then_some(()));
     assert_eq!((kvd.cached("a"), kvd.status("a").deaths), (0, 1));
     // It may be started anew under the same address.
     let publish = Context::new().socket(SocketType::PUB).unwrap();

@@ -178,7 +178,12 @@ fn of_publisher(o: &Overview, p: &Condition) -> Vec<Finding> {
         }
         PublisherState::Dead => {
             let remedy = "unregister it if it is gone for good (kvctl unregister), or register engines with lease_seconds; otherwise see why it does not answer";
-            say(Problem::Dead, Severity::Error, "no sign of it for longer than ingest.dead_after".into(), remedy);
+            say(
+                Problem::Dead,
+                Severity::Error,
+                "no sign of it for longer than ingest.dead_after".into(),
+                remedy,
+            );
         }
         PublisherState::Connecting | PublisherState::Replaying | PublisherState::Live => {}
     }

@@ -104,7 +104,8 @@ impl Node {
     /// A process that knows nothing and begins to follow engines of these shapes.
     pub fn start(shapes: &[Shape], room: Room, rules: Rules, now: Instant) -> Node {
         let index = Arc::new(Index::new(IndexConfig::default()));
-        let lanes = shapes.iter().enumerate().map(|(e, s)| Lane::new(e, s, &index, room, rules, now)).collect();
+        let lanes =
+            shapes.iter().enumerate().map(|(e, s)| Lane::new(e, s, &index, room, rules, now)).collect();
         Node { index, lanes }
     }
 
@@ -141,14 +142,7 @@ impl Node {
 }
 
 impl Lane {
-    fn new(
-        e: usize,
-        shape: &Shape,
-        index: &Arc<Index>,
-        room: Room,
-        rules: Rules,
-        now: Instant,
-    ) -> Lane {
+    fn new(e: usize, shape: &Shape, index: &Arc<Index>, room: Room, rules: Rules, now: Instant) -> Lane {
         let name = format!("engine{e}");
         let spec = HolderSpec {
             offload_chunk: shape.offload.map(|(chunk, _, _)| chunk as u32),

@@ -1,5 +1,9 @@
 //! A node's tiers beside kvd: what they hold is what kvd counts for the node's pods, also when either
-//! of them dies.
+//! of them dies; and the process by itself.
+
+mod hints;
+mod node;
+mod process;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -147,51 +151,4 @@ fn a_change_is_on_the_wire_within_milliseconds() {
     // The goal is 5 ms at the 99th percentile of a quiet machine; tests run on busy ones.
     println!("median {:?}, worst {:?}", took[30], took[59]);
     assert!(took[30] < Duration::from_millis(50), "{took:?}");
-}
-
-/// What kvctl says to a node at `grpc`, and whether it is content.
-fn kvctl(grpc: &str, args: &[&str]) -> (bool, String) {
-    let done = std::process::Command::new(env!("CARGO_BIN_EXE_kvctl"))
-        .args(args)
-        .env("KVD_TIER_GRPC", grpc)
-        .output()
-        .expect("kvctl runs");
-    (done.status.success(), String::from_utf8(done.stdout).expect("text"))
-}
-
-#[test]
-fn the_process_starts_answers_kvctl_and_ends_when_told() {
-    use std::io::BufRead as _;
-
-    let folder = tempfile::tempdir().expect("a directory");
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_kvd"))
-        .args(["tier", "--node", "n1", "--disk", "1MiB", "--http-listen", "127.0.0.1:0"])
-        .args(["--grpc-listen", "127.0.0.1:0", "--folder"])
-        .arg(folder.path())
-        .arg("--socket")
-        .arg(folder.path().join("socket"))
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("kvd tier starts");
-    let mut line = String::new();
-    std::io::BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-    let word = |name: &str| {
-        let found = line.split_whitespace().find_map(|word| word.strip_prefix(name));
-        found.unwrap_or_else(|| panic!("{name} in {line:?}")).to_owned()
-    };
-    let (grpc, http) = (word("grpc="), word("http="));
-    assert!(folder.path().join("socket").exists());
-    let (content, said) = kvctl(&grpc, &["tiers"]);
-    assert!(content && said.starts_with("n1\n"), "{said}");
-    assert_eq!(kvctl(&grpc, &["tier", "scrub"]), (true, String::new()));
-    assert_eq!(kvctl(&grpc, &["tier", "scrub", "--block-bytes", "5"]).0, false);
-    assert_eq!(kvctl(&grpc, &["tier", "--json", "drain"]), (true, "{\"draining\":true}\n".into()));
-    assert!(kvctl(&grpc, &["tier", "top", "--times", "1"]).1.starts_with("n1, draining"));
-    assert!(kvctl(&grpc, &["tier", "drain", "--undo"]).0);
-    let metrics = ureq::get(format!("http://{http}/metrics")).call().expect("metrics");
-    let metrics = metrics.into_body().read_to_string().expect("text");
-    assert!(metrics.contains("kvd_tier_draining 0"), "{metrics}");
-    std::process::Command::new("kill").arg(child.id().to_string()).status().expect("told to stop");
-    assert!(child.wait().expect("ends").success());
 }
