@@ -208,6 +208,18 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_routings_expired_total", "Announced routings ended by their time to live.", |s| {
         load(&s.service.counters.routings_expired)
     }),
+    counter("kvd_hints_total", "Nodes told what a request routed to them will ask for.", |s| {
+        load(&s.service.hints.counts.sent)
+    }),
+    counter("kvd_hints_dropped_total", "Nodes not told, because too much was waiting.", |s| {
+        load(&s.service.hints.counts.dropped)
+    }),
+    counter("kvd_hints_failed_total", "Nodes not told: no connection, refused, or no answer in time.", |s| {
+        load(&s.service.hints.counts.failed)
+    }),
+    counter("kvd_hint_blocks_total", "Blocks that nodes brought up for hints.", |s| {
+        load(&s.service.hints.counts.blocks)
+    }),
     counter("kvd_outcomes_total", "Outcomes reported.", |s| load(&s.service.outcomes.counts.reports)),
     counter(
         "kvd_outcomes_unmatched_total",

@@ -47,6 +47,9 @@ pub struct PublisherSpec {
     /// How long the registration holds unless it is made again, seconds.
     #[serde(default)]
     pub lease_seconds: Option<u32>,
+    /// Where a node's tiers answer gRPC, `host:port`.
+    #[serde(default)]
+    pub control_endpoint: Option<String>,
 }
 
 /// Whom a registration is of: there is one per tenant, model, instance and rank.

@@ -182,6 +182,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     // Answering goes on meanwhile: whoever asks is told that nothing is certain yet.
     let restoring = tokio::spawn(restore(Arc::clone(&service), files, config.snapshot.every));
+    let hinting = tokio::spawn(kvd::hints::run(Arc::clone(&service)));
     let speaking = tokio::spawn(peers::run(Arc::clone(&service)));
     let warming = tokio::spawn(warm_up(Arc::clone(&service)));
     let watching = tokio::spawn(liveness::watch(Arc::clone(&service)));
@@ -202,6 +203,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     warming.abort();
     watching.abort();
     speaking.abort();
+    hinting.abort();
     service.set_ready(false);
     stop.send_replace(true);
     let drained = async { while servers.join_next().await.is_some() {} };

@@ -124,6 +124,7 @@ fn the_example_file_names_every_key_there_is() {
             node: Some(_),
             health_url: Some(_),
             lease_seconds: Some(_),
+            control_endpoint: None,
         }
     ));
     assert!(publisher[1].bind.is_some());

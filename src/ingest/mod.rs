@@ -289,6 +289,11 @@ impl Publishers {
         self.registry.account(holder)
     }
 
+    /// How a publisher was registered.
+    pub fn spec(&self, holder: HolderId) -> Option<PublisherSpec> {
+        self.registry.lane(holder).map(|lane| lane.spec.clone())
+    }
+
     /// Blocks of all publishers that do not count, because reports contradict them.
     pub fn distrusted(&self) -> usize {
         self.registry.distrusted()

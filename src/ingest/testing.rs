@@ -37,6 +37,7 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         node: None,
         health_url: None,
         lease_seconds: None,
+        control_endpoint: None,
     }
 }
 

@@ -37,6 +37,7 @@ pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
 pub use registering::Told;
 
+use crate::hints::Hints;
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
@@ -70,6 +71,8 @@ pub struct Service {
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// What nodes are told that requests were routed to.
+    pub hints: Hints,
     /// Who coordinates transfers; `None` = nobody does.
     pub(crate) transfers: Option<Arc<Transfers>>,
     /// The other replicas.
@@ -170,6 +173,7 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            hints: Hints::default(),
             transfers: None,
             peers: Peers::new(PeersConfig::default()),
             restored: OnceLock::new(),

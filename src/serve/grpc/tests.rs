@@ -93,6 +93,7 @@ impl Kvd {
                 node: None,
                 health_url: None,
                 lease_seconds: None,
+                control_endpoint: None,
             })
             .unwrap();
         let of =
