@@ -616,6 +616,9 @@ fn resident_bytes() -> f64 {
 }
 
 #[cfg(test)]
+mod docs;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use std::collections::{HashMap, HashSet};
 
