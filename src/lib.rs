@@ -22,6 +22,7 @@ pub mod serve;
 pub mod snapshot;
 pub mod state;
 pub mod tier;
+pub mod traffic;
 pub mod transfer;
 mod wall;
 pub mod warmup;

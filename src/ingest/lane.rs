@@ -47,6 +47,8 @@ pub struct Place {
     pub key: PublisherKey,
     /// Who wants to know what is held as of a batch that is still to come.
     pub probe: Option<Probe>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
 }
 
 /// A wish to know what is held as of one batch.
@@ -57,7 +59,9 @@ pub struct Probe {
 
 impl Sink for Place {
     fn apply(&mut self, batch: &Batch<'_>) {
-        self.index.apply(self.holder, batch);
+        let applied = self.index.apply(self.holder, batch);
+        self.counters.stored.add(applied.stored.into());
+        self.counters.removed.add(applied.removed.into());
         self.account.applied(batch, Instant::now());
     }
 
@@ -156,7 +160,7 @@ impl Lane {
         limits: (QueueLimits, Limits),
         ready: Sender<Signal>,
     ) -> Lane {
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::clone(&place.counters);
         let (holder, index, account) = (place.holder, Arc::clone(&place.index), Arc::clone(&place.account));
         let now = Instant::now();
         let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters), now);

@@ -236,6 +236,7 @@ impl Registry {
             catalog: Arc::clone(&self.catalog),
             key: spec.key(),
             probe: None,
+            counters: Arc::default(),
         };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }

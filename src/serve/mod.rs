@@ -41,6 +41,7 @@ use crate::hints::Hints;
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
+use crate::traffic::Traffic;
 use crate::warmup::Stage;
 use outcome::Outcomes;
 use routing::RoutingClock;
@@ -65,6 +66,8 @@ pub struct Service {
     pub weights: TierWeights,
     /// What was asked so far.
     pub counters: Counters,
+    /// What was asked lately.
+    pub traffic: Traffic,
     /// When the process began to serve; uptime and routing deadlines count from here.
     pub started: Instant,
     /// Prompts that a `score_token` stands for.
@@ -166,6 +169,7 @@ impl Service {
             limits,
             weights,
             counters: Counters::default(),
+            traffic: Traffic::default(),
             started: Instant::now(),
             score_tokens: ScoreTokens::new(
                 limits.max_score_tokens,

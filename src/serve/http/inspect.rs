@@ -229,9 +229,3 @@ pub(super) async fn export_metrics(State(http): State<Arc<Http>>) -> Response {
     let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
     ([(header::CONTENT_TYPE, kind)], metrics::render(&http.service)).into_response()
 }
-
-/// `GET /`
-pub(super) async fn pointer() -> &'static str {
-    "kvd: POST /query /query_by_hash /report_outcome /register /unregister, \
-     GET /publishers /workers /dump /healthz /readyz /metrics; see docs/http.md\n"
-}
