@@ -7,6 +7,7 @@ mod forms;
 mod grpc;
 mod hostile;
 mod outcomes;
+mod python;
 mod recovery;
 mod replicas;
 mod shapes;
