@@ -19,7 +19,6 @@ const HALVES: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Board {
     rule: BreakerRule,
-    deadline: Duration,
     hedge: Hedge,
     seats: Vec<Seat>,
     turn: usize,
@@ -83,7 +82,7 @@ pub struct ReplicaStatus {
 impl Board {
     /// Nobody yet.
     pub(crate) fn new(rule: BreakerRule, hedge: HedgeAfter, deadline: Duration) -> Board {
-        Board { rule, deadline, hedge: Hedge::new(hedge, deadline), seats: Vec::new(), turn: 0 }
+        Board { rule, hedge: Hedge::new(hedge, deadline), seats: Vec::new(), turn: 0 }
     }
 
     /// These are the replicas now. What is known of those that stay, stays.
@@ -148,12 +147,10 @@ impl Board {
         }
     }
 
-    /// It was not.
+    /// It was not. That says nothing of its speed: the breaker sees to it.
     pub(crate) fn failed(&mut self, address: SocketAddr, now: Instant) {
-        let deadline = self.deadline;
         if let Some(seat) = self.seat(address) {
             seat.in_flight = seat.in_flight.saturating_sub(1);
-            seat.took(deadline, now);
             seat.counts.failures += 1;
             seat.counts.opened += u64::from(seat.breaker.failed(now));
         }
@@ -206,8 +203,7 @@ impl Seat {
     }
 
     fn seen(&self, now: Instant) -> Seen {
-        // Of a newcomer nothing is known: it is asked as the fastest would be.
-        let takes = self.takes.map_or(Duration::ZERO, |(takes, at)| {
+        let takes = self.takes.map(|(takes, at)| {
             takes.mul_f64(0.5f64.powf(now.saturating_duration_since(at).as_secs_f64() / HALVES.as_secs_f64()))
         });
         let (open, serves) = (self.breaker.is_open(), self.serves);
@@ -261,6 +257,7 @@ mod tests {
             assert_eq!(b.plan(now()).order, [at(2), at(1)]);
         }
         (0..3).for_each(|_| b.answered(at(1), MS / 2, now()));
+        b.answered(at(2), MS / 2, now());
         let firsts: Vec<SocketAddr> = (0..2).map(|_| b.plan(now()).order[0]).collect();
         assert_ne!(firsts[0], firsts[1]);
     }
