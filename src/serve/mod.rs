@@ -37,10 +37,11 @@ pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
 pub use registering::Told;
 
+use crate::discovery::{Discovery, DiscoveryConfig};
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
-use crate::warmup::Stage;
+use crate::warmup::{Known, Stage};
 use outcome::Outcomes;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
@@ -74,6 +75,8 @@ pub struct Service {
     pub(crate) transfers: Option<Arc<Transfers>>,
     /// The other replicas.
     pub peers: Peers,
+    /// What is discovered.
+    pub discovery: Arc<Discovery>,
     /// What was known before the start, and how it came back.
     pub restored: OnceLock<Restored>,
     /// Writes down what the index holds, where there is a data directory.
@@ -172,6 +175,7 @@ impl Service {
             routing: RoutingClock::default(),
             transfers: None,
             peers: Peers::new(PeersConfig::default()),
+            discovery: Discovery::new(&DiscoveryConfig::default()),
             restored: OnceLock::new(),
             snapshots: OnceLock::new(),
             warmup_limit: WARMUP_LIMIT,
@@ -186,7 +190,8 @@ impl Service {
         let restored = self.restored.get().is_some();
         // Once schedulers may ask, a publisher registered later is no reason to send them away.
         let limit = if self.stage().is_ready() { Duration::ZERO } else { self.warmup_limit };
-        let stage = Stage::of(&self.publishers.list(), restored, self.started.elapsed(), limit);
+        let known = Known { restored, discovered: self.discovery.is_synced() };
+        let stage = Stage::of(&self.publishers.list(), known, self.started.elapsed(), limit);
         *self.stage.lock() = stage;
         self.set_ready(stage.is_ready());
         stage
