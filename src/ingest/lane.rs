@@ -24,7 +24,7 @@ use super::socket::Address;
 use super::stats::Counters;
 use super::vital::Sign;
 use crate::outcome::Account;
-use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus};
+use crate::publisher::{Freshness, Origin, PublisherKey, PublisherSpec, PublisherStatus};
 use crate::state::Catalog;
 
 /// Messages that a lane may apply before it is the next one's turn.
@@ -390,10 +390,11 @@ impl Lane {
     }
 
     /// Everything worth knowing about the publisher.
-    pub fn status(&self) -> PublisherStatus {
+    pub fn status(&self, origin: Origin) -> PublisherStatus {
         let c = &self.counters;
         PublisherStatus {
             spec: self.spec.clone(),
+            origin,
             holder: self.holder,
             freshness: self.freshness(),
             batches: c.batches.get(),

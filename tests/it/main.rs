@@ -3,6 +3,7 @@
 mod captures;
 mod catalog;
 mod client;
+mod discovery;
 mod forms;
 mod grpc;
 mod hostile;

@@ -179,6 +179,8 @@ pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Ins
         too_low_tokens: tally.too_low.tokens,
         too_high_tokens: tally.too_high.tokens,
         distrusted_blocks: distrusted as u64,
+        source: status.origin.name().to_owned(),
+        source_object: status.origin.object().to_owned(),
         events_skipped: status.events_skipped,
         by_tier: Tier::ALL
             .into_iter()

@@ -51,6 +51,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/report_outcome", post(outcome::report))
         .route("/publishers", get(inspect::publishers))
         .route("/workers", get(inspect::workers))
+        .route("/discovery", get(inspect::discovery))
         .route("/dump", get(dump::dump))
         .route("/healthz", get(inspect::healthz))
         .route("/readyz", get(inspect::readyz))

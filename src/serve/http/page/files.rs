@@ -15,7 +15,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 
 /// What who does not ask for a page reads at `/`.
 const PATHS: &str = "kvd: POST /query /query_by_hash /report_outcome /register /unregister /v1/explain, \
-     GET /publishers /workers /dump /healthz /readyz /metrics /v1/overview /v1/prefixes /v1/transfers; \
+     GET /publishers /workers /discovery /dump /healthz /readyz /metrics /v1/overview /v1/prefixes /v1/transfers; \
      see docs/http.md. A browser sees a page here.\n";
 
 struct File {
