@@ -44,6 +44,9 @@ pub struct Args {
     /// Where to answer HTTP, host:port; port 0 takes a free one.
     #[arg(long, env = "KVD_HTTP_LISTEN", value_name = "ADDR")]
     pub http_listen: Option<String>,
+    /// Where to answer health checks alone (grpc.health.v1, never by TLS), host:port.
+    #[arg(long, env = "KVD_HEALTH_LISTEN", value_name = "ADDR")]
+    pub health_listen: Option<String>,
     /// Keeps registrations here, so that they survive a restart; empty = in memory only.
     #[arg(long, env = "KVD_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<OsString>,

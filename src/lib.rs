@@ -10,6 +10,8 @@
 pub mod args;
 pub mod config;
 pub mod ctl;
+pub mod hints;
+pub mod discovery;
 pub mod ingest;
 pub mod liveness;
 pub mod metrics;
@@ -21,6 +23,7 @@ pub mod serve;
 pub mod snapshot;
 pub mod state;
 pub mod tier;
+pub mod traffic;
 pub mod transfer;
 mod wall;
 pub mod warmup;

@@ -173,6 +173,33 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_peer_snapshot_bytes_total", "Bytes of snapshots given to other replicas.", |s| {
         load(&s.service.peers.counts.given)
     }),
+    gauge("kvd_discovery_synced", "1 when all that there was to discover at the start is followed.", |s| {
+        f64::from(u8::from(s.service.discovery.is_synced()))
+    }),
+    gauge("kvd_discovery_publishers", "Publishers that are discovered.", |s| {
+        s.service.discovery.shown().publishers as f64
+    }),
+    gauge("kvd_discovery_refused", "What is seen and cannot be followed; GET /discovery says why.", |s| {
+        s.service.discovery.shown().refused.len() as f64
+    }),
+    gauge("kvd_discovery_feeds_failing", "Places that cannot be looked at now.", |s| {
+        s.service.discovery.shown().feeds.iter().filter(|f| f.error.is_some()).count() as f64
+    }),
+    counter("kvd_discovery_followed_total", "Publishers followed because they were discovered.", |s| {
+        load(&s.service.discovery.counts.followed)
+    }),
+    counter("kvd_discovery_left_total", "Publishers left because they are not there any more.", |s| {
+        load(&s.service.discovery.counts.left)
+    }),
+    counter("kvd_discovery_failures_total", "Discovered publishers that could not be followed.", |s| {
+        load(&s.service.discovery.counts.failed)
+    }),
+    counter("kvd_discovery_errors_total", "Times that pods or the file could not be looked at.", |s| {
+        load(&s.service.discovery.counts.errors)
+    }),
+    counter("kvd_discovery_lists_total", "Times that all pods, or the file, were read.", |s| {
+        load(&s.service.discovery.counts.listed)
+    }),
     counter("kvd_snapshots_total", "Snapshots written.", |s| s.snapshots.written as f64),
     counter("kvd_snapshot_failures_total", "Snapshots that could not be written.", |s| {
         s.snapshots.failed as f64
@@ -202,13 +229,44 @@ pub const METRICS: &[Metric] = &[
         load(&s.service.counters.unknown_model)
     }),
     counter("kvd_query_tokens_total", "Tokens of all prompts asked about.", |s| {
-        load(&s.service.counters.query_tokens)
+        s.service.traffic.sums().asked_tokens as f64
+    }),
+    counter(
+        "kvd_query_cached_tokens_total",
+        "Of those, tokens cached on the candidate that has most of the prompt.",
+        |s| s.service.traffic.sums().best_tokens as f64,
+    ),
+    counter(
+        "kvd_query_cached_blocks_total",
+        "Blocks from the root on the candidate that has most of the prompt.",
+        |s| s.service.traffic.sums().best_blocks as f64,
+    ),
+    gauge("kvd_query_prefixes", "Beginnings of prompts that are remembered, to show the hottest.", |s| {
+        s.service.traffic.nodes() as f64
     }),
     counter("kvd_routings_total", "Routings announced.", |s| load(&s.service.counters.routings)),
     counter("kvd_routings_expired_total", "Announced routings ended by their time to live.", |s| {
         load(&s.service.counters.routings_expired)
     }),
+    counter("kvd_hints_total", "Nodes told what a request routed to them will ask for.", |s| {
+        load(&s.service.hints.counts.sent)
+    }),
+    counter("kvd_hints_dropped_total", "Nodes not told, because too much was waiting.", |s| {
+        load(&s.service.hints.counts.dropped)
+    }),
+    counter("kvd_hints_failed_total", "Nodes not told: no connection, refused, or no answer in time.", |s| {
+        load(&s.service.hints.counts.failed)
+    }),
+    counter("kvd_hint_blocks_total", "Blocks that nodes brought up for hints.", |s| {
+        load(&s.service.hints.counts.blocks)
+    }),
     counter("kvd_outcomes_total", "Outcomes reported.", |s| load(&s.service.outcomes.counts.reports)),
+    counter("kvd_outcome_prompt_tokens_total", "Tokens of prompts that engines reported on.", |s| {
+        s.service.traffic.sums().reported_tokens as f64
+    }),
+    counter("kvd_outcome_cached_tokens_total", "Of those, tokens that the engines had cached.", |s| {
+        s.service.traffic.sums().reported_cached as f64
+    }),
     counter(
         "kvd_outcomes_unmatched_total",
         "Outcomes reported of requests that were not scored here.",
@@ -267,6 +325,10 @@ pub const METRICS: &[Metric] = &[
     gauge("kvd_messages_queued", "Messages waiting to be applied.", |s| s.totals.queued as f64),
     counter("kvd_batches_total", "Batches applied.", |s| s.totals.batches as f64),
     counter("kvd_events_total", "Events applied.", |s| s.totals.events as f64),
+    counter("kvd_blocks_stored_total", "Copies of blocks that engines stored.", |s| s.totals.stored as f64),
+    counter("kvd_blocks_removed_total", "Copies of blocks that engines removed one by one.", |s| {
+        s.totals.removed as f64
+    }),
     counter("kvd_events_skipped_total", "Events left out: unknown or malformed.", |s| {
         s.totals.events_skipped as f64
     }),
@@ -412,6 +474,27 @@ pub const METRICS: &[Metric] = &[
     }),
 ];
 
+/// What llm-d's index exports, under its names, for dashboards that have them already.
+pub const ALIASES: &[Metric] = &[
+    counter("kvcache_index_admissions_total", "As kvd_blocks_stored_total.", |s| s.totals.stored as f64),
+    counter("kvcache_index_evictions_total", "As kvd_blocks_removed_total.", |s| s.totals.removed as f64),
+    counter("kvcache_index_lookup_requests_total", "As kvd_queries_total.", |s| {
+        load(&s.service.counters.queries)
+    }),
+    counter("kvcache_index_lookup_hits_total", "As kvd_query_cached_blocks_total.", |s| {
+        s.service.traffic.sums().best_blocks as f64
+    }),
+    counter("kvcache_index_max_pod_hit_count_total", "As kvd_query_cached_blocks_total.", |s| {
+        s.service.traffic.sums().best_blocks as f64
+    }),
+    Metric {
+        name: "kvcache_index_lookup_latency_seconds",
+        kind: Kind::Histogram,
+        help: "As kvd_query_seconds.",
+        source: Source::QuerySeconds,
+    },
+];
+
 /// Every metric as it is now, in Prometheus' text format.
 pub fn render(service: &Service) -> String {
     let now = Instant::now();
@@ -429,7 +512,7 @@ pub fn render(service: &Service) -> String {
         snapshots: service.snapshots.get().map(Runner::shown).unwrap_or_default(),
     };
     let mut out = String::with_capacity(8 << 10);
-    for metric in METRICS {
+    for metric in METRICS.iter().chain(ALIASES) {
         snapshot.write(metric, &mut out).expect("writing to a String does not fail");
     }
     out
@@ -542,11 +625,13 @@ impl Kind {
 }
 
 /// Every state and its label.
-const STATES: [(PublisherState, &str); 4] = [
+const STATES: [(PublisherState, &str); 6] = [
     (PublisherState::Connecting, "connecting"),
     (PublisherState::Replaying, "replaying"),
     (PublisherState::Live, "live"),
     (PublisherState::Partial, "partial"),
+    (PublisherState::Unreachable, "unreachable"),
+    (PublisherState::Dead, "dead"),
 ];
 
 /// A label's value: names come from outside and may contain anything.
@@ -568,6 +653,9 @@ fn resident_bytes() -> f64 {
         status.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     kib.map_or(0.0, |kib: f64| kib * 1024.0)
 }
+
+#[cfg(test)]
+mod docs;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -614,6 +702,21 @@ pub(crate) mod tests {
             assert_eq!(m.kind == Kind::Counter, m.name.ends_with("_total"), "{}", m.name);
             let unit = ["_seconds", "_tokens", "_ratio"].iter().any(|u| m.name.ends_with(u));
             assert!(m.kind != Kind::Histogram || unit, "{}", m.name);
+        }
+    }
+
+    #[test]
+    fn every_state_is_counted() {
+        assert_eq!(STATES.map(|(state, _)| state), PublisherState::ALL);
+    }
+
+    #[test]
+    fn aliases_have_llm_ds_names_and_say_what_they_are() {
+        for alias in ALIASES {
+            assert!(alias.name.starts_with("kvcache_index_"), "{}", alias.name);
+            let of = alias.help.strip_prefix("As ").and_then(|h| h.strip_suffix('.')).unwrap();
+            let metric = METRICS.iter().find(|m| m.name == of).unwrap_or_else(|| panic!("no {of}"));
+            assert_eq!(metric.kind, alias.kind);
         }
     }
 

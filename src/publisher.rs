@@ -47,6 +47,9 @@ pub struct PublisherSpec {
     /// How long the registration holds unless it is made again, seconds.
     #[serde(default)]
     pub lease_seconds: Option<u32>,
+    /// Where a node's tiers answer gRPC, `host:port`.
+    #[serde(default)]
+    pub control_endpoint: Option<String>,
 }
 
 /// Whom a registration is of: there is one per tenant, model, instance and rank.
@@ -92,6 +95,99 @@ pub enum HashAlgo {
     XxhashCbor,
 }
 
+/// Who said that a publisher is to be followed, and so who says when it is not any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Whoever used a replica's interfaces: it stays until somebody takes it back.
+    #[default]
+    Client,
+    /// kvd's own configuration.
+    Config,
+    /// Itself, by the topic of its messages on a shared socket.
+    Topic,
+    /// A source that is looked at all the time: it goes with what was seen there.
+    Discovered(Sighting),
+}
+
+/// Where a discovered publisher was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sighting {
+    /// By what.
+    pub source: Source,
+    /// What it was seen as: `namespace/pod`, or the file's path.
+    pub object: String,
+    /// Which of all objects that ever had this name: what comes after it under the same name and address
+    /// is another engine. Empty where the source does not tell.
+    pub identity: String,
+}
+
+/// What publishers are discovered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Pods of a Kubernetes cluster.
+    Kubernetes,
+    /// A file that is read again when it changes.
+    File,
+}
+
+impl Origin {
+    /// Its name on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Origin::Client => "client",
+            Origin::Config => "config",
+            Origin::Topic => "topic",
+            Origin::Discovered(s) => s.source.name(),
+        }
+    }
+
+    /// What it was seen as, where it was discovered.
+    pub fn object(&self) -> &str {
+        match self {
+            Origin::Client | Origin::Config | Origin::Topic => "",
+            Origin::Discovered(s) => &s.object,
+        }
+    }
+
+    /// Whether a publisher of both may be one and the same engine.
+    pub fn may_be(&self, other: &Origin) -> bool {
+        match (self, other) {
+            (Origin::Discovered(a), Origin::Discovered(b)) => {
+                a.source != b.source || a.identity == b.identity
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Source {
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Kubernetes => "kubernetes",
+            Source::File => "file",
+        }
+    }
+}
+
+/// A registration and who it is by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The registration.
+    pub spec: PublisherSpec,
+    /// Who it is by.
+    pub origin: Origin,
+}
+
+impl From<PublisherSpec> for Followed {
+    /// By a client.
+    fn from(spec: PublisherSpec) -> Self {
+        Followed { spec, origin: Origin::Client }
+    }
+}
+
 /// Where a publisher stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -127,6 +223,8 @@ impl PublisherState {
 pub struct PublisherStatus {
     /// The registration.
     pub spec: PublisherSpec,
+    /// Who it is by.
+    pub origin: Origin,
     /// Its place in the index.
     pub holder: HolderId,
     /// How far its answers can be trusted.

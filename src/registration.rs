@@ -54,6 +54,8 @@ pub struct Registration {
     pub health_url: Option<String>,
     /// See [`PublisherSpec::lease_seconds`].
     pub lease_seconds: Option<u32>,
+    /// See [`PublisherSpec::control_endpoint`].
+    pub control_endpoint: Option<String>,
 }
 
 /// A `PYTHONHASHSEED`, written as a number or as text.
@@ -108,6 +110,10 @@ impl Registration {
         if let Some(url) = &health_url {
             check_health_url(url)?;
         }
+        let control_endpoint = optional("control_endpoint", self.control_endpoint)?;
+        if let Some(control) = &control_endpoint {
+            check_control(control, engine)?;
+        }
         let block_size = match engine {
             // Its events name blocks of whatever size.
             EngineType::Kvtier if node.is_none() => {
@@ -137,6 +143,7 @@ impl Registration {
             node,
             health_url,
             lease_seconds: self.lease_seconds.filter(|n| *n > 0),
+            control_endpoint,
         })
     }
 }
@@ -199,6 +206,30 @@ pub fn check_health_url(url: &str) -> Result<(), RegistrationError> {
         None => wrong("does not begin with http://"),
         Some(rest) if rest.is_empty() || rest.starts_with(['/', ':', '?']) => wrong("has no host"),
         Some(_) => Ok(()),
+    }
+}
+
+/// Checks where a node's tiers answer gRPC, `host:port`.
+///
+/// # Errors
+/// Says what it should look like, and of whom alone there is one.
+pub fn check_control(address: &str, engine: EngineType) -> Result<(), RegistrationError> {
+    let wrong =
+        |why: &str| fault("control_endpoint", format!("{address:?} {why}; an example is 10.0.0.1:50053"));
+    match engine {
+        EngineType::Kvtier => {}
+        EngineType::Vllm | EngineType::Sglang | EngineType::Mooncake => {
+            return Err(fault(
+                "control_endpoint",
+                "control_endpoint is of a node's tiers (type kvtier) alone",
+            ));
+        }
+    }
+    let uri: axum::http::Uri =
+        format!("http://{address}/").parse().map_err(|_| wrong("is no host and port"))?;
+    match (uri.host(), uri.port_u16(), uri.path()) {
+        (Some(host), Some(1..), "/") if !host.is_empty() => Ok(()),
+        _ => Err(wrong("is no host and port")),
     }
 }
 
@@ -358,6 +389,25 @@ mod tests {
             let refused = written(|r| r.endpoint = Some(endpoint.into()));
             assert_eq!(refused.unwrap_err().field, "endpoint", "{endpoint}");
         }
+    }
+
+    #[test]
+    fn only_tiers_are_controlled_and_at_a_host_and_port() {
+        let tiers = |control: &str| {
+            written(|r| {
+                r.engine = Some("kvtier".into());
+                r.node = Some("n1".into());
+                r.control_endpoint = Some(control.into());
+            })
+        };
+        for good in ["10.0.0.1:50053", "node-1:1", "[fd00::1]:50053"] {
+            assert_eq!(tiers(good).unwrap().control_endpoint.as_deref(), Some(good));
+        }
+        for bad in ["node-1", "node-1:0", "http://node-1:1", "node-1:1/x", "node 1:1", ":5", "node-1:99999"] {
+            assert_eq!(tiers(bad).unwrap_err().field, "control_endpoint", "{bad}");
+        }
+        let of_engine = written(|r| r.control_endpoint = Some("10.0.0.1:50053".into()));
+        assert_eq!(of_engine.unwrap_err().field, "control_endpoint");
     }
 
     #[test]

@@ -8,11 +8,22 @@ use std::time::Duration;
 
 use crate::publisher::{PublisherSpec, PublisherState, PublisherStatus};
 
+/// What is known of publishers as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Whether what was known before the start is back.
+    pub restored: bool,
+    /// Whether all were discovered that there are to discover.
+    pub discovered: bool,
+}
+
 /// How far warming up has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// What was known before is still being fetched.
     Restoring,
+    /// It is not known yet which publishers there are.
+    Discovering,
     /// Some publishers are not followed from a proven place yet.
     Warming {
         /// How many.
@@ -28,21 +39,22 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// How far it is `since` the start, with what was known before `restored` or not yet.
-    pub fn of(publishers: &[PublisherStatus], restored: bool, since: Duration, limit: Duration) -> Stage {
+    /// How far it is `since` the start.
+    pub fn of(publishers: &[PublisherStatus], known: Known, since: Duration, limit: Duration) -> Stage {
         let waiting = publishers.iter().filter(|p| is_waited_for(&p.spec, p.freshness.state)).count();
-        match (restored, waiting) {
-            (false, _) => Stage::Restoring,
-            (true, 0) => Stage::Warm,
-            (true, waiting) if since < limit => Stage::Warming { waiting },
-            (true, waiting) => Stage::GivenUp { waiting },
+        match (known, waiting) {
+            (Known { restored: false, .. }, _) => Stage::Restoring,
+            (Known { discovered: false, .. }, _) if since < limit => Stage::Discovering,
+            (Known { discovered: true, .. }, 0) => Stage::Warm,
+            (_, waiting) if since < limit => Stage::Warming { waiting },
+            (_, waiting) => Stage::GivenUp { waiting },
         }
     }
 
     /// Whether schedulers may ask.
     pub fn is_ready(self) -> bool {
         match self {
-            Stage::Restoring | Stage::Warming { .. } => false,
+            Stage::Restoring | Stage::Discovering | Stage::Warming { .. } => false,
             Stage::Warm | Stage::GivenUp { .. } => true,
         }
     }
@@ -51,6 +63,7 @@ impl Stage {
     pub fn name(self) -> &'static str {
         match self {
             Stage::Restoring => "restoring",
+            Stage::Discovering => "discovering",
             Stage::Warming { .. } => "warming",
             Stage::Warm => "warm",
             Stage::GivenUp { .. } => "given_up",
@@ -75,6 +88,7 @@ mod tests {
     use crate::ingest::testing::{dialled, status};
 
     const LIMIT: Duration = Duration::from_secs(30);
+    const ALL: Known = Known { restored: true, discovered: true };
 
     #[test]
     fn it_is_warm_when_nobody_is_waited_for_any_more() {
@@ -83,7 +97,7 @@ mod tests {
             status.spec.replay_endpoint = Some("tcp://10.0.0.1:5558".into());
             status
         };
-        let stage = |publishers: &[PublisherStatus]| Stage::of(publishers, true, Duration::ZERO, LIMIT);
+        let stage = |publishers: &[PublisherStatus]| Stage::of(publishers, ALL, Duration::ZERO, LIMIT);
         use PublisherState::{Connecting, Live, Partial, Replaying};
         assert_eq!(stage(&[]), Stage::Warm);
         assert_eq!(stage(&[replayed(Live), replayed(Partial)]), Stage::Warm);
@@ -99,8 +113,15 @@ mod tests {
         p.spec.replay_endpoint = Some("tcp://10.0.0.1:5558".into());
         let all = [p];
         let late = LIMIT + Duration::from_secs(1);
-        assert_eq!(Stage::of(&all, false, late, LIMIT), Stage::Restoring);
-        assert_eq!(Stage::of(&all, true, late, LIMIT), Stage::GivenUp { waiting: 1 });
+        assert_eq!(Stage::of(&all, Known { restored: false, ..ALL }, late, LIMIT), Stage::Restoring);
+        assert_eq!(Stage::of(&all, ALL, late, LIMIT), Stage::GivenUp { waiting: 1 });
         assert!(!Stage::Restoring.is_ready() && Stage::GivenUp { waiting: 1 }.is_ready());
+    }
+
+    #[test]
+    fn nobody_is_warm_before_it_is_known_who_there_is() {
+        let unseen = Known { discovered: false, ..ALL };
+        assert_eq!(Stage::of(&[], unseen, Duration::ZERO, LIMIT), Stage::Discovering);
+        assert_eq!(Stage::of(&[], unseen, LIMIT, LIMIT), Stage::GivenUp { waiting: 0 });
     }
 }

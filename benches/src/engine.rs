@@ -171,6 +171,7 @@ impl Pod {
             node: None,
             health_url: None,
             lease_seconds: None,
+            control_endpoint: None,
         }
     }
 

@@ -71,6 +71,8 @@ enum Workload {
     Tier(tier::Args),
     /// How fast does the store write and read, beside the disk itself?
     Disk(tier::disk::Args),
+    /// What does it cost to write down which block is in which slot, in a flat table and in RocksDB?
+    Records(tier::records::Args),
     /// How long does PlanTransfer take, and how many does one processor make?
     Plan(plan::Args),
     /// How many transfers does one processor plan in a second?
@@ -116,6 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Snapshot(args) => snapshot::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
+        Workload::Records(args) => tier::records::run(&args),
         Workload::Plan(args) => plan::run(&setting, &args),
         Workload::PlanParts(args) => plan_parts::run(&setting, &args),
         Workload::Transfers(args) => transfers::run(&args),

@@ -92,7 +92,12 @@ impl Index {
         })
     }
 
-    /// What the whole index has.
+    /// Memory of blocks, tables and holders, and the most that it may be. Cheap: looks at no block.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.bytes.load(Ordering::Relaxed), self.config.max_bytes)
+    }
+
+    /// What the whole index has. Looks at every strand.
     pub fn stats(&self) -> IndexStats {
         let dir = self.directory.read();
         let mut s = IndexStats { holders: dir.members.len() as u64, ..IndexStats::default() };

@@ -31,6 +31,7 @@
 //! ```
 
 mod announce;
+mod below;
 mod budget;
 mod doubt;
 mod forest;

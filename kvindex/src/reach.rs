@@ -12,6 +12,7 @@
 //! belong there: an answer may be too small for a while, never too large. A name that the tiers told
 //! before any engine told what is in it stands in no forest; it is looked up by the names along the way.
 
+use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
 use kvproto::{EngineHash, Tier};
@@ -21,6 +22,7 @@ use crate::forest::{Forest, Step};
 use crate::pool::{Member, Pool, Seat};
 use crate::profile::Mask;
 use crate::runs::Runs;
+use crate::types::Below;
 use crate::walk::Column;
 
 /// The tiers whose blocks a query's candidates may reach.
@@ -28,6 +30,8 @@ pub(crate) struct Tiers<'s> {
     all: SmallVec<[&'s Member; 4]>,
     /// Whether some have blocks that stand in no forest.
     odd: bool,
+    /// What candidates would have to wait for, where that is wanted.
+    below: Option<RefCell<Vec<Below>>>,
 }
 
 /// What they have of one prompt in one hash domain.
@@ -48,7 +52,17 @@ impl<'s> Tiers<'s> {
         let tiers = seats.iter().filter(|seat| is_tiers(seat) && seat.member.suspect_of.is_none());
         let all: SmallVec<[&Member; 4]> = tiers.map(|seat| &*seat.member).collect();
         let odd = all.iter().any(|member| member.odd.load(Ordering::Acquire));
-        Tiers { all, odd }
+        Tiers { all, odd, below: None }
+    }
+
+    /// Notes what candidates would have to wait for. `None` where there are no tiers.
+    pub fn noting(self) -> Option<Tiers<'s>> {
+        (!self.all.is_empty()).then(|| Tiers { below: Some(RefCell::default()), ..self })
+    }
+
+    /// What was noted.
+    pub fn noted(self) -> Vec<Below> {
+        self.below.map(RefCell::into_inner).unwrap_or_default()
     }
 
     pub fn found(&self) -> Found<'_, 's> {
@@ -70,7 +84,7 @@ impl Found<'_, '_> {
                 self.runs[at].add(step.from + from - lo, step.from + to - lo, plane.mask());
             }
         });
-        if self.tiers.odd {
+        if self.tiers.odd || self.tiers.below.is_some() {
             let names = forest.names(step.look);
             let along = names.get(lo as usize..hi as usize).unwrap_or_default();
             self.names.extend((step.from..).zip(along.iter().copied()));
@@ -97,11 +111,34 @@ impl Found<'_, '_> {
                     }
                 }
             }
+            self.note(column);
+        }
+    }
+
+    /// Notes which blocks a candidate's own node has, but neither in RAM nor on the candidate's device.
+    fn note(&self, column: &Column<'_>) {
+        let Some(below) = &self.tiers.below else { return };
+        let node = &column.member.spec.node;
+        for (member, runs) in self.tiers.all.iter().zip(&self.runs) {
+            let of_node = node.is_some() && *node == member.spec.node;
+            let is_below = |at: u32| {
+                let (there, here) = (runs.at(at), column.runs.at(at));
+                !there.has_tier(Tier::Cpu)
+                    && (there.has_tier(Tier::Disk) || there.has_tier(Tier::Shared))
+                    && !here.has_tier(Tier::Gpu)
+            };
+            let hashes: Vec<EngineHash> = match of_node {
+                true => self.names.iter().filter(|n| is_below(n.0)).map(|n| EngineHash(n.1)).collect(),
+                false => vec![],
+            };
+            if !hashes.is_empty() {
+                below.borrow_mut().push(Below { engine: column.member.id, tiers: member.id, hashes });
+            }
         }
     }
 
     fn look_up_names(&mut self, pool: &Pool) {
-        if self.names.is_empty() {
+        if self.names.is_empty() || !self.tiers.odd {
             return;
         }
         pool.write(|holders, _| {

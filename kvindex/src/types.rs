@@ -284,6 +284,17 @@ pub struct DumpRow {
     pub block_size: u32,
 }
 
+/// Blocks of a prompt that an engine will have to wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Below {
+    /// The engine.
+    pub engine: HolderId,
+    /// The tiers of its node, which have them below RAM.
+    pub tiers: HolderId,
+    /// What the engine calls them, root first.
+    pub hashes: Vec<EngineHash>,
+}
+
 /// Who holds one block of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {

@@ -100,15 +100,25 @@ impl Chain for Tokens<'_> {
 
 /// Finds what the query's candidates among the `seats` of `pool` have of its prompt.
 pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard: &Guard) -> Walk<'s> {
+    walk_with(pool, seats, query, guard, &Tiers::of(seats))
+}
+
+/// The same with what the tiers among the `seats` are asked.
+pub(crate) fn walk_with<'s>(
+    pool: &Pool,
+    seats: &'s [Seat],
+    query: &Query<'_>,
+    guard: &Guard,
+    tiers: &Tiers<'_>,
+) -> Walk<'s> {
     let mut out = candidates(seats, query);
-    let tiers = Tiers::of(seats);
     let slots = seats.last().map_or(0, |s| s.member.slot as usize + 1);
     let most = query.max_blocks.map_or(usize::MAX, |n| n as usize);
     match query.prompt {
         Prompt::Tokens { tokens, lora, cache_salt, items } => {
             let shared = by_engine_hash(
                 pool,
-                &tiers,
+                tiers,
                 &mut out.columns,
                 tokens,
                 lora,
@@ -188,7 +198,7 @@ pub(crate) fn walk<'s>(pool: &Pool, seats: &'s [Seat], query: &Query<'_>, guard:
         }
         Prompt::Engine(hashes) => {
             let all: Vec<usize> = (0..out.columns.len()).collect();
-            look_up(pool, &tiers, &mut out.columns, &all, slots, &hashes[..hashes.len().min(most)], guard);
+            look_up(pool, tiers, &mut out.columns, &all, slots, &hashes[..hashes.len().min(most)], guard);
         }
     }
     out

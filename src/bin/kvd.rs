@@ -13,9 +13,11 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
+use kvd::discovery::{self, Cluster, Discovery};
 use kvd::ingest::Publishers;
 use kvd::liveness;
 use kvd::peers::{self, Peers};
+use kvd::publisher::{Followed, Origin, PublisherSpec};
 use kvd::serve::transfer::Transfers;
 use kvd::serve::{Restored, Service, grpc, http};
 use kvd::snapshot::{Files, Runner};
@@ -143,16 +145,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let catalog = Arc::new(catalog);
     let grpc_listener = listen("gRPC", "--grpc-listen", &config.grpc_listen).await?;
     let http_listener = listen("HTTP", "--http-listen", &config.http_listen).await?;
+    let health_listener = match &config.health_listen {
+        Some(address) => Some(listen("health", "--health-listen", address).await?),
+        None => None,
+    };
     let grpc_at = grpc_listener.local_addr().context("read the gRPC address")?;
     let http_at = http_listener.local_addr().context("read the HTTP address")?;
 
     let index = Arc::new(Index::new(config.index));
     let publishers = Publishers::start(Arc::clone(&index), config.ingest, Some(Arc::clone(&catalog)))
         .context("start ingest")?;
-    for spec in config.publishers {
-        let who = format!("follow {} rank {} of the configuration", spec.instance_id, spec.dp_rank);
-        publishers.register(spec).context(who)?;
-    }
+    follow_configured(&publishers, config.publishers)?;
+    let cluster = Cluster::find(&config.discovery).await?;
     let files =
         config.data_dir.as_deref().map(|dir| Files::open(dir, Arc::clone(&catalog), config.snapshot.keep));
     let files = files.transpose().context("use the snapshots")?;
@@ -160,6 +164,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Service::new(Arc::clone(&index), Arc::clone(&publishers), config.limits, config.weights);
     service.warmup_limit = config.warmup_timeout;
     service.peers = Peers::new(config.peers);
+    service.discovery = Discovery::new(&config.discovery);
     if config.transfers.enabled {
         service = service.with_transfers(coordinate(config.transfers, config.data_dir.as_deref())?);
     }
@@ -174,7 +179,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let mut servers = JoinSet::new();
-    servers.spawn(grpc::serve(Arc::clone(&service), grpc_listener, told_to_stop()));
+    servers.spawn(grpc::serve(Arc::clone(&service), grpc_listener, health_listener, told_to_stop()));
     let http = http::serve(Arc::clone(&service), http_listener, told_to_stop());
     servers.spawn(async {
         http.await;
@@ -182,6 +187,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     // Answering goes on meanwhile: whoever asks is told that nothing is certain yet.
     let restoring = tokio::spawn(restore(Arc::clone(&service), files, config.snapshot.every));
+    let hinting = tokio::spawn(kvd::hints::run(Arc::clone(&service)));
+    let discovering = tokio::spawn(discovery::run(Arc::clone(&service), config.discovery, cluster));
     let speaking = tokio::spawn(peers::run(Arc::clone(&service)));
     let warming = tokio::spawn(warm_up(Arc::clone(&service)));
     let watching = tokio::spawn(liveness::watch(Arc::clone(&service)));
@@ -202,6 +209,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     warming.abort();
     watching.abort();
     speaking.abort();
+    hinting.abort();
+    discovering.abort();
     service.set_ready(false);
     stop.send_replace(true);
     let drained = async { while servers.join_next().await.is_some() {} };
@@ -223,6 +232,23 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     stopped.await.context("stop ingest")?.context("keep the last state")?;
     info!("stopped");
+    Ok(())
+}
+
+/// Follows whom the configuration names, and no longer whom it named at an earlier start.
+fn follow_configured(publishers: &Publishers, configured: Vec<PublisherSpec>) -> anyhow::Result<()> {
+    let mut gone: Vec<_> = publishers
+        .followed()
+        .into_iter()
+        .filter(|f| f.origin == Origin::Config)
+        .map(|f| f.spec.key())
+        .collect();
+    gone.retain(|key| configured.iter().all(|spec| spec.key() != *key));
+    publishers.change(&gone, Vec::new()).context("leave who is no longer in the configuration")?;
+    for spec in configured {
+        let who = format!("follow {} rank {} of the configuration", spec.instance_id, spec.dp_rank);
+        publishers.register(Followed { spec, origin: Origin::Config }).context(who)?;
+    }
     Ok(())
 }
 

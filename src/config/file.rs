@@ -10,6 +10,7 @@ use kvindex::{IndexConfig, TierWeights};
 use kvproto::hash::llmd;
 use serde::Deserialize;
 
+use super::discovery::DiscoveryTable;
 use super::transfers::TransfersTable;
 use super::units::{Bytes, Time};
 use super::{Config, ConfigError, invalid, set};
@@ -25,6 +26,7 @@ use crate::snapshot::Schedule;
 pub(super) struct File {
     pub grpc_listen: Option<String>,
     pub http_listen: Option<String>,
+    pub health_listen: Option<String>,
     pub data_dir: Option<PathBuf>,
     pub drain_timeout: Option<Time>,
     pub warmup_timeout: Option<Time>,
@@ -36,6 +38,7 @@ pub(super) struct File {
     pub weights: WeightsTable,
     pub ingest: IngestTable,
     pub transfers: TransfersTable,
+    pub discovery: DiscoveryTable,
     pub publisher: Vec<Registration>,
     pub listen: Vec<ListenTable>,
 }

@@ -4,6 +4,7 @@
 //! [`Config`] (checked). A value from the command line or the environment wins over the
 //! file, the file over [`Config::default`].
 
+mod discovery;
 mod file;
 mod transfers;
 pub(crate) mod units;
@@ -16,6 +17,7 @@ use kvindex::{IndexConfig, TierWeights};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
+use crate::discovery::DiscoveryConfig;
 use crate::ingest::{IngestConfig, Listen};
 use crate::peers::PeersConfig;
 use crate::publisher::PublisherSpec;
@@ -32,6 +34,8 @@ pub struct Config {
     pub grpc_listen: String,
     /// Where to answer HTTP, `host:port`.
     pub http_listen: String,
+    /// Where to answer health checks alone, `host:port`; `None` = only where gRPC is answered.
+    pub health_listen: Option<String>,
     /// Where registrations are kept; `None` = in memory only.
     pub data_dir: Option<PathBuf>,
     /// How long to wait for requests under way when told to stop.
@@ -56,6 +60,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// What transfers are set to.
     pub transfers: Transfers,
+    /// Where engines are looked for.
+    pub discovery: DiscoveryConfig,
     /// Engines to follow from the start.
     pub publishers: Vec<PublisherSpec>,
 }
@@ -74,6 +80,7 @@ impl Default for Config {
         Config {
             grpc_listen: "0.0.0.0:50051".to_owned(),
             http_listen: "0.0.0.0:8090".to_owned(),
+            health_listen: None,
             data_dir: None,
             drain_timeout: Duration::from_secs(5),
             warmup_timeout: WARMUP_LIMIT,
@@ -86,6 +93,7 @@ impl Default for Config {
             weights: TierWeights::default(),
             ingest: IngestConfig::default(),
             transfers: Transfers::default(),
+            discovery: DiscoveryConfig::default(),
             publishers: Vec::new(),
         }
     }
@@ -177,6 +185,7 @@ impl Config {
         let File {
             grpc_listen,
             http_listen,
+            health_listen,
             data_dir,
             drain_timeout,
             warmup_timeout,
@@ -188,11 +197,13 @@ impl Config {
             weights,
             ingest,
             transfers,
+            discovery,
             publisher,
             listen,
         } = file;
         set(&mut self.grpc_listen, grpc_listen);
         set(&mut self.http_listen, http_listen);
+        self.health_listen = health_listen.filter(|a| !a.is_empty());
         set(&mut self.drain_timeout, drain_timeout.map(|d| d.0));
         set(&mut self.warmup_timeout, warmup_timeout.map(|d| d.0));
         snapshot.apply(&mut self.snapshot);
@@ -207,6 +218,7 @@ impl Config {
         weights.apply(&mut self.weights);
         ingest.apply(&mut self.ingest);
         transfers.apply(&mut self.transfers)?;
+        discovery.apply(&mut self.discovery)?;
         for (i, table) in listen.into_iter().enumerate() {
             self.ingest.listen.push(listen_at(i, table)?);
         }
@@ -222,6 +234,9 @@ impl Config {
         let typed = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
         set(&mut self.grpc_listen, typed(&args.grpc_listen));
         set(&mut self.http_listen, typed(&args.http_listen));
+        if let Some(address) = &args.health_listen {
+            self.health_listen = Some(address.clone()).filter(|a| !a.is_empty());
+        }
         set(&mut self.log_level, typed(&args.log_level));
         set(&mut self.ingest.threads, args.ingest_threads);
         if let Some(dir) = &args.data_dir {
@@ -244,6 +259,9 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         check_listen("grpc_listen", &self.grpc_listen)?;
         check_listen("http_listen", &self.http_listen)?;
+        if let Some(address) = &self.health_listen {
+            check_listen("health_listen", address)?;
+        }
         EnvFilter::builder()
             .parse(&self.log_level)
             .map_err(|e| invalid("log.level", &self.log_level, format!("{e}; an example is info")))?;

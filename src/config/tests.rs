@@ -31,6 +31,7 @@ fn the_example_file_names_every_key_there_is() {
     let File {
         grpc_listen,
         http_listen,
+        health_listen,
         data_dir,
         drain_timeout,
         warmup_timeout,
@@ -42,12 +43,14 @@ fn the_example_file_names_every_key_there_is() {
         weights,
         ingest,
         transfers,
+        discovery,
         publisher,
         listen,
     } = file;
     assert!(grpc_listen.is_some() && http_listen.is_some() && data_dir.is_some() && drain_timeout.is_some());
-    assert!(warmup_timeout.is_some());
+    assert!(warmup_timeout.is_some() && health_listen.is_some());
     assert!(transfers.names_every_key());
+    assert!(discovery.names_every_key());
     assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
@@ -124,6 +127,7 @@ fn the_example_file_names_every_key_there_is() {
             node: Some(_),
             health_url: Some(_),
             lease_seconds: Some(_),
+            control_endpoint: None,
         }
     ));
     assert!(publisher[1].bind.is_some());

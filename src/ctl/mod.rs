@@ -5,6 +5,8 @@
 
 pub mod capture;
 pub mod client;
+#[cfg(test)]
+mod docs;
 mod doctor;
 mod dump;
 pub mod engine_sim;

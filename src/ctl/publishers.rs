@@ -70,6 +70,7 @@ pub fn write_table(
         ("dropped", Align::Right),
         ("silent", Align::Right),
         ("exact", Align::Right),
+        ("source", Align::Left),
     ];
     let mut table = Table::new(&columns);
     for p in publishers {
@@ -91,6 +92,7 @@ pub fn write_table(
             p.dropped.into(),
             silence(f.last_seq.is_some(), f.silent_ms).into(),
             Cell::painted(exactness(p), if errors(p) > 0 { Paint::odd } else { |_, text| text.to_owned() }),
+            p.source.clone().into(),
         ]);
     }
     table.write(out, paint, width)?;
@@ -159,6 +161,8 @@ pub fn as_json(p: &PublisherStatus) -> Value {
         ("deaths", p.deaths.into()),
         ("outcomes", outcomes_json(p)),
         ("distrusted_blocks", p.distrusted_blocks.into()),
+        ("source", p.source.as_str().into()),
+        ("source_object", p.source_object.as_str().into()),
         ("last_error", Value::from(p.last_error.as_str())),
     ] {
         out[name] = value;

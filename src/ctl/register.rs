@@ -76,6 +76,9 @@ pub struct RegisterArgs {
     /// How long the registration holds unless it is made again
     #[arg(long, value_name = "SECONDS")]
     lease_seconds: Option<u32>,
+    /// With --type kvtier, where the node's `kvd tier` answers gRPC
+    #[arg(long, value_name = "HOST:PORT")]
+    control_endpoint: Option<String>,
 }
 
 /// What `kvctl unregister` is told.
@@ -173,6 +176,7 @@ impl RegisterArgs {
             node: text(&self.node),
             health_url: text(&self.health_url),
             lease_seconds: self.lease_seconds.unwrap_or(0),
+            control_endpoint: text(&self.control_endpoint),
         }
     }
 }

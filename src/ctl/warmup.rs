@@ -54,6 +54,9 @@ fn write(out: &mut dyn Write, w: &GetWarmupResponse, paint: Paint) -> std::io::R
     let what = match w.stage() {
         WarmupStage::Unspecified => "kvd does not say".to_owned(),
         WarmupStage::Restoring => "what was known before is still being fetched".to_owned(),
+        WarmupStage::Discovering => {
+            format!("it is not known yet which publishers there are, waiting at most {limit}")
+        }
         WarmupStage::Warming => format!("waiting for {} publishers, at most {limit}", w.waiting.len()),
         WarmupStage::Warm => "every publisher is followed from a proven place".to_owned(),
         WarmupStage::GivenUp => {
@@ -97,6 +100,7 @@ fn stage_name(stage: WarmupStage) -> &'static str {
     match stage {
         WarmupStage::Unspecified => "unknown",
         WarmupStage::Restoring => "restoring",
+        WarmupStage::Discovering => "discovering",
         WarmupStage::Warming => "warming",
         WarmupStage::Warm => "warm",
         WarmupStage::GivenUp => "given up",

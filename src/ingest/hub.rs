@@ -119,5 +119,6 @@ fn stranger(listen: &Listen, topic: &[u8], pod: &str, model: &str) -> PublisherS
         node: None,
         health_url: listen.health_url.as_ref().map(|url| url.replace("{instance}", pod)),
         lease_seconds: None,
+        control_endpoint: None,
     }
 }

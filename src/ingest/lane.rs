@@ -24,7 +24,7 @@ use super::socket::Address;
 use super::stats::Counters;
 use super::vital::Sign;
 use crate::outcome::Account;
-use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus};
+use crate::publisher::{Freshness, Origin, PublisherKey, PublisherSpec, PublisherStatus};
 use crate::state::Catalog;
 
 /// Messages that a lane may apply before it is the next one's turn.
@@ -47,6 +47,8 @@ pub struct Place {
     pub key: PublisherKey,
     /// Who wants to know what is held as of a batch that is still to come.
     pub probe: Option<Probe>,
+    /// Its counters.
+    pub counters: Arc<Counters>,
 }
 
 /// A wish to know what is held as of one batch.
@@ -57,7 +59,9 @@ pub struct Probe {
 
 impl Sink for Place {
     fn apply(&mut self, batch: &Batch<'_>) {
-        self.index.apply(self.holder, batch);
+        let applied = self.index.apply(self.holder, batch);
+        self.counters.stored.add(applied.stored.into());
+        self.counters.removed.add(applied.removed.into());
         self.account.applied(batch, Instant::now());
     }
 
@@ -156,7 +160,7 @@ impl Lane {
         limits: (QueueLimits, Limits),
         ready: Sender<Signal>,
     ) -> Lane {
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::clone(&place.counters);
         let (holder, index, account) = (place.holder, Arc::clone(&place.index), Arc::clone(&place.account));
         let now = Instant::now();
         let follower = Follower::waiting(place, profile, limits.1, Arc::clone(&counters), now);
@@ -386,10 +390,11 @@ impl Lane {
     }
 
     /// Everything worth knowing about the publisher.
-    pub fn status(&self) -> PublisherStatus {
+    pub fn status(&self, origin: Origin) -> PublisherStatus {
         let c = &self.counters;
         PublisherStatus {
             spec: self.spec.clone(),
+            origin,
             holder: self.holder,
             freshness: self.freshness(),
             batches: c.batches.get(),

@@ -70,7 +70,7 @@ pub mod pure {
 }
 
 use crate::outcome::Account;
-use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherStatus, Selector};
+use crate::publisher::{Followed, Freshness, Origin, PublisherKey, PublisherSpec, PublisherStatus, Selector};
 use crate::state::{Catalog, CatalogError};
 use apply::Signal;
 pub(crate) use cursor::Position;
@@ -196,9 +196,9 @@ impl Publishers {
             publishers.registry.listen(listen).map_err(|error| StartError::Listen { bind, error })?;
         }
         let kept = specs.len();
-        for spec in specs {
-            let instance = spec.instance_id.clone();
-            publishers.registry.reload(spec).map_err(|error| StartError::Reload { instance, error })?;
+        for followed in specs {
+            let instance = followed.spec.instance_id.clone();
+            publishers.registry.reload(followed).map_err(|error| StartError::Reload { instance, error })?;
         }
         info!(publishers = kept, threads = n, "ingest started");
         Ok(publishers)
@@ -212,12 +212,30 @@ impl Publishers {
 
     /// Follows a publisher from now on. One of the same tenant, model, instance and rank is
     /// replaced; if it is the same in everything, nothing happens. Looks host names up and
-    /// writes to disk, so it may take a while.
+    /// writes to disk, so it may take a while. A specification alone is by a client.
     ///
     /// # Errors
     /// If the registration makes no sense, or cannot be kept.
-    pub fn register(&self, spec: PublisherSpec) -> Result<Registered, RegisterError> {
-        self.registry.register(spec)
+    pub fn register(&self, followed: impl Into<Followed>) -> Result<Registered, RegisterError> {
+        self.registry.register(followed.into())
+    }
+
+    /// Stops following `leave`, then follows `follow`, and writes that to disk once. Returns what cannot
+    /// be followed.
+    ///
+    /// # Errors
+    /// If that cannot be kept; it is in force nevertheless.
+    pub fn change(
+        &self,
+        leave: &[PublisherKey],
+        follow: Vec<Followed>,
+    ) -> Result<Vec<(PublisherKey, RegisterError)>, RegisterError> {
+        self.registry.change(leave, follow)
+    }
+
+    /// All registrations and who they are by, by tenant, model, instance and rank.
+    pub fn followed(&self) -> Vec<Followed> {
+        self.registry.followed()
     }
 
     /// Stops following, and returns whom.
@@ -259,9 +277,14 @@ impl Publishers {
         self.registry.lanes()
     }
 
-    /// The lane of just this registration.
-    pub(crate) fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
-        self.registry.lane_of(spec)
+    /// The lane of just this registration, unless it is seen to be of another engine now.
+    pub(crate) fn lane_of(&self, spec: &PublisherSpec, origin: &Origin) -> Option<Arc<Lane>> {
+        self.registry.lane_of(spec, origin)
+    }
+
+    /// Who a lane's registration is by.
+    pub(crate) fn origin_of(&self, lane: &Lane) -> Origin {
+        self.registry.origin_of(lane)
     }
 
     /// All publishers, by tenant, model, instance and rank.
@@ -287,6 +310,11 @@ impl Publishers {
     /// What came of answers about `holder`; `None` if nobody is registered under it.
     pub fn account(&self, holder: HolderId) -> Option<Arc<Account>> {
         self.registry.account(holder)
+    }
+
+    /// How a publisher was registered.
+    pub fn spec(&self, holder: HolderId) -> Option<PublisherSpec> {
+        self.registry.lane(holder).map(|lane| lane.spec.clone())
     }
 
     /// Blocks of all publishers that do not count, because reports contradict them.

@@ -23,7 +23,9 @@ use super::spec::{check, holder_spec, profile};
 use super::stats::{Counter, Totals};
 use super::{RegisterError, Registered};
 use crate::outcome::Account;
-use crate::publisher::{Freshness, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector};
+use crate::publisher::{
+    Followed, Freshness, Origin, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector,
+};
 use crate::state::Catalog;
 
 /// Silence after which a replay endpoint is asked whether anything was missed.
@@ -33,8 +35,14 @@ const CHECK_AFTER: std::time::Duration = std::time::Duration::from_secs(30);
 struct Entry {
     lane: Arc<Lane>,
     hub: Option<Arc<Hub>>,
+    origin: Origin,
+}
+
+impl Entry {
     /// Registered by its topic; comes again by itself and is not kept on disk.
-    stranger: bool,
+    fn is_stranger(&self) -> bool {
+        self.origin == Origin::Topic
+    }
 }
 
 #[derive(Default)]
@@ -49,15 +57,13 @@ struct Book {
     retired: Totals,
 }
 
-/// What goes with a registration when it is made.
+/// When a registration is made.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    /// Someone asked for it and waits for the answer.
+enum Occasion {
+    /// Now, and whoever made it waits for the answer.
     Asked,
-    /// It was asked for before a restart: an address that cannot be used now may be again.
+    /// Before a restart: an address that cannot be used now may be again.
     Reloaded,
-    /// It is a stranger's.
-    Topic,
 }
 
 /// All registrations.
@@ -115,25 +121,51 @@ impl Registry {
         self.open_hub(&mut book, &bind, Some(listen)).map(drop)
     }
 
-    /// Follows `spec` from now on and keeps the registration.
-    pub fn register(self: &Arc<Self>, spec: PublisherSpec) -> Result<Registered, RegisterError> {
-        let registered = self.follow(spec, Origin::Asked)?;
+    /// Follows a publisher from now on and keeps the registration.
+    pub fn register(self: &Arc<Self>, followed: Followed) -> Result<Registered, RegisterError> {
+        let registered = self.follow(followed, Occasion::Asked)?;
         self.save()?;
         Ok(registered)
     }
 
-    /// Follows `spec`, which was registered before a restart.
-    pub fn reload(self: &Arc<Self>, spec: PublisherSpec) -> Result<Registered, RegisterError> {
-        self.follow(spec, Origin::Reloaded)
+    /// Follows whoever was registered before a restart.
+    pub fn reload(self: &Arc<Self>, followed: Followed) -> Result<Registered, RegisterError> {
+        self.follow(followed, Occasion::Reloaded)
+    }
+
+    /// Stops following `leave`, then follows `follow`, and keeps that once. What cannot be followed is
+    /// returned.
+    ///
+    /// # Errors
+    /// If that cannot be kept; it is in force nevertheless.
+    pub fn change(
+        self: &Arc<Self>,
+        leave: &[PublisherKey],
+        follow: Vec<Followed>,
+    ) -> Result<Vec<(PublisherKey, RegisterError)>, RegisterError> {
+        {
+            let mut book = self.book.lock();
+            leave.iter().for_each(|key| drop(self.leave(&mut book, key)));
+            self.close_idle(&mut book);
+        }
+        let mut refused = Vec::new();
+        for followed in follow {
+            let key = followed.spec.key();
+            if let Err(error) = self.follow(followed, Occasion::Asked) {
+                refused.push((key, error));
+            }
+        }
+        self.save()?;
+        Ok(refused)
     }
 
     /// Follows a stranger on `hub`, if there is room for more.
     pub fn welcome(self: &Arc<Self>, hub: &Hub, spec: PublisherSpec) -> Option<Arc<Lane>> {
-        let here = |e: &&Entry| e.stranger && e.lane.spec.bind.as_deref() == Some(hub.bind.as_str());
+        let here = |e: &&Entry| e.is_stranger() && e.lane.spec.bind.as_deref() == Some(hub.bind.as_str());
         if self.book.lock().entries.values().filter(here).count() >= hub.max_strangers() {
             return None;
         }
-        match self.follow(spec, Origin::Topic) {
+        match self.follow(Followed { spec, origin: Origin::Topic }, Occasion::Asked) {
             Ok(registered) => self.lane(registered.holder),
             Err(e) => {
                 warn!(bind = hub.bind, error = %e, "engine that dialled in cannot be followed");
@@ -142,15 +174,15 @@ impl Registry {
         }
     }
 
-    fn follow(self: &Arc<Self>, spec: PublisherSpec, origin: Origin) -> Result<Registered, RegisterError> {
-        self.follow_by(spec, origin, true)
+    fn follow(self: &Arc<Self>, followed: Followed, occasion: Occasion) -> Result<Registered, RegisterError> {
+        self.follow_by(followed, occasion, true)
     }
 
     /// `begins` is false where the lane is to wait though others begin at once.
     fn follow_by(
         self: &Arc<Self>,
-        spec: PublisherSpec,
-        origin: Origin,
+        Followed { spec, origin }: Followed,
+        occasion: Occasion,
         begins: bool,
     ) -> Result<Registered, RegisterError> {
         check(&spec)?;
@@ -158,18 +190,18 @@ impl Registry {
         let replay = spec.replay_endpoint.as_deref().map(Address::look_up);
         let mut book = self.book.lock();
         let key = spec.key();
-        let known = book.entries.get(&key);
-        if let Some(same) = known.filter(|e| e.lane.spec == spec) {
+        if let Some(same) = book.entries.get_mut(&key).filter(|e| e.lane.spec == spec) {
+            same.origin = origin;
             same.lane.renew();
             return Ok(Registered { replaced: false, holder: same.lane.holder });
         }
-        if known.is_none() && book.entries.len() >= self.config.max_publishers {
+        if !book.entries.contains_key(&key) && book.entries.len() >= self.config.max_publishers {
             return Err(RegisterError::TooMany { max: self.config.max_publishers });
         }
         // The old registration's topic may be the new one's.
         let replaced = book.entries.remove(&key).map(|old| self.part(old));
         let hub = match &spec.bind {
-            Some(bind) => self.join(&mut book, bind, &spec, origin)?,
+            Some(bind) => self.join(&mut book, bind, &spec, occasion)?,
             None => None,
         };
         let holder = self.index.attach(holder_spec(&spec));
@@ -180,7 +212,7 @@ impl Registry {
                 Ok((socket, connections)) => {
                     self.readers.add(inlet, socket, Inflow::Lane { lane: Arc::clone(&lane), connections });
                 }
-                Err(e) if origin == Origin::Reloaded => unusable(&lane, "endpoint", e),
+                Err(e) if occasion == Occasion::Reloaded => unusable(&lane, "endpoint", e),
                 Err(e) => {
                     self.index.detach(holder);
                     self.close_idle(&mut book);
@@ -202,7 +234,7 @@ impl Registry {
         }
         let name = name_of(&lane.spec);
         info!(publisher = %name, holder = holder.0, replaced = replaced.is_some(), "following");
-        book.entries.insert(key, Entry { lane, hub, stranger: origin == Origin::Topic });
+        book.entries.insert(key, Entry { lane, hub, origin });
         if let Some(counted) = &replaced {
             book.retired.merge(counted);
         }
@@ -236,6 +268,7 @@ impl Registry {
             catalog: Arc::clone(&self.catalog),
             key: spec.key(),
             probe: None,
+            counters: Arc::default(),
         };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
@@ -246,11 +279,11 @@ impl Registry {
         book: &mut Book,
         bind: &str,
         spec: &PublisherSpec,
-        origin: Origin,
+        occasion: Occasion,
     ) -> Result<Option<Arc<Hub>>, RegisterError> {
         let hub = match self.open_hub(book, bind, None) {
             Ok(hub) => hub,
-            Err(e) if origin == Origin::Reloaded => {
+            Err(e) if occasion == Occasion::Reloaded => {
                 warn!(bind, error = %e, "cannot listen for a registered publisher");
                 return Ok(None);
             }
@@ -339,20 +372,21 @@ impl Registry {
     /// Follows `spec` anew with nothing known, and waits with that for a snapshot or
     /// [`Lane::begin`]. `None` where it is not followed, or cannot be again.
     pub fn follow_anew(self: &Arc<Self>, spec: &PublisherSpec) -> Option<Arc<Lane>> {
-        {
+        let origin = {
             let mut book = self.book.lock();
             let entry = book.entries.remove(&spec.key())?;
-            let stranger = entry.stranger;
+            let origin = entry.origin.clone();
             let counted = self.part(entry);
             book.retired.merge(&counted);
             self.close_idle(&mut book);
-            if stranger {
-                // Its next message registers it again.
-                return None;
-            }
+            origin
+        };
+        if origin == Origin::Topic {
+            // Its next message registers it again.
+            return None;
         }
-        self.follow_by(spec.clone(), Origin::Reloaded, false).ok()?;
-        self.lane_of(spec)
+        self.follow_by(Followed { spec: spec.clone(), origin }, Occasion::Reloaded, false).ok()?;
+        self.lane_by(&spec.key())
     }
 
     /// The lane of a publisher.
@@ -365,16 +399,24 @@ impl Registry {
         self.book.lock().entries.values().map(|e| Arc::clone(&e.lane)).collect()
     }
 
-    /// The lane of just this registration.
-    pub fn lane_of(&self, spec: &PublisherSpec) -> Option<Arc<Lane>> {
+    /// The lane of just this registration, unless it is seen to be of another engine now.
+    pub fn lane_of(&self, spec: &PublisherSpec, origin: &Origin) -> Option<Arc<Lane>> {
         let book = self.book.lock();
-        book.entries.get(&spec.key()).filter(|e| e.lane.spec == *spec).map(|e| Arc::clone(&e.lane))
+        let same = |e: &&Entry| e.lane.spec == *spec && e.origin.may_be(origin);
+        book.entries.get(&spec.key()).filter(same).map(|e| Arc::clone(&e.lane))
+    }
+
+    /// Who a lane's registration is by. One that has just ended says nothing that anybody goes by.
+    pub fn origin_of(&self, lane: &Lane) -> Origin {
+        let book = self.book.lock();
+        let entry = book.entries.get(&lane.spec.key()).filter(|e| e.lane.holder == lane.holder);
+        entry.map(|e| e.origin.clone()).unwrap_or_default()
     }
 
     /// Whose lease has ended, and strangers that are dead: they register themselves again.
     pub fn gone(&self) -> Vec<PublisherSpec> {
         let book = self.book.lock();
-        let is_dead = |e: &Entry| e.stranger && e.lane.freshness().state == PublisherState::Dead;
+        let is_dead = |e: &Entry| e.is_stranger() && e.lane.freshness().state == PublisherState::Dead;
         let gone = book.entries.values().filter(|e| e.lane.is_expired() || is_dead(e));
         gone.map(|e| e.lane.spec.clone()).collect()
     }
@@ -390,14 +432,7 @@ impl Registry {
                 .filter(|(_, e)| e.lane.spec.matches(selector))
                 .map(|(key, _)| key.clone())
                 .collect();
-            for key in keys {
-                let Some(entry) = book.entries.remove(&key) else { continue };
-                let spec = entry.lane.spec.clone();
-                info!(publisher = %name_of(&spec), "no longer following");
-                let counted = self.part(entry);
-                book.retired.merge(&counted);
-                removed.push(spec);
-            }
+            removed.extend(keys.iter().filter_map(|key| self.leave(&mut book, key)));
             self.close_idle(&mut book);
         }
         if !removed.is_empty() {
@@ -406,18 +441,32 @@ impl Registry {
         Ok(removed)
     }
 
+    fn leave(&self, book: &mut Book, key: &PublisherKey) -> Option<PublisherSpec> {
+        let entry = book.entries.remove(key)?;
+        let spec = entry.lane.spec.clone();
+        info!(publisher = %name_of(&spec), "no longer following");
+        let counted = self.part(entry);
+        book.retired.merge(&counted);
+        Some(spec)
+    }
+
     fn save(&self) -> Result<(), RegisterError> {
         let _saving = self.saving.lock();
-        let specs: Vec<_> = {
-            let book = self.book.lock();
-            book.entries.values().filter(|e| !e.stranger).map(|e| e.lane.spec.clone()).collect()
-        };
-        Ok(self.catalog.keep_publishers(&specs)?)
+        let mut all = self.followed();
+        all.retain(|f| f.origin != Origin::Topic);
+        Ok(self.catalog.keep_publishers(&all)?)
+    }
+
+    /// All registrations and who they are by, in the order of their publishers.
+    pub fn followed(&self) -> Vec<Followed> {
+        let book = self.book.lock();
+        let followed = |e: &Entry| Followed { spec: e.lane.spec.clone(), origin: e.origin.clone() };
+        book.entries.values().map(followed).collect()
     }
 
     /// All publishers, by tenant, model, instance and rank.
     pub fn list(&self) -> Vec<PublisherStatus> {
-        self.book.lock().entries.values().map(|e| e.lane.status()).collect()
+        self.book.lock().entries.values().map(|e| e.lane.status(e.origin.clone())).collect()
     }
 
     /// How far answers about `holder` can be trusted.

@@ -47,6 +47,10 @@ pub struct Counters {
     pub ignored: Counter,
     /// Batches applied that name another rank than the registered one.
     pub misranked: Counter,
+    /// Copies of blocks that came in.
+    pub stored: Counter,
+    /// Copies of blocks that left.
+    pub removed: Counter,
 }
 
 /// Sums over all publishers since the start, those that are gone too.
@@ -84,6 +88,10 @@ pub struct Totals {
     pub ignored: u64,
     /// Batches applied that name another rank than the registered one.
     pub misranked: u64,
+    /// Copies of blocks that came in.
+    pub stored: u64,
+    /// Copies of blocks that left.
+    pub removed: u64,
     /// Messages on a shared socket whose topic names no publisher of it.
     pub unclaimed: u64,
 }
@@ -104,6 +112,8 @@ impl Totals {
         self.dropped += c.dropped.get();
         self.ignored += c.ignored.get();
         self.misranked += c.misranked.get();
+        self.stored += c.stored.get();
+        self.removed += c.removed.get();
     }
 
     /// Adds the counters of another sum.
@@ -121,5 +131,7 @@ impl Totals {
         self.dropped += other.dropped;
         self.ignored += other.ignored;
         self.misranked += other.misranked;
+        self.stored += other.stored;
+        self.removed += other.removed;
     }
 }

@@ -14,7 +14,7 @@ use super::message::Message;
 use super::replay::Patience;
 use super::stats::Counters;
 use super::vital::Sign;
-use crate::publisher::{EngineType, Freshness, PublisherSpec, PublisherState, PublisherStatus};
+use crate::publisher::{EngineType, Freshness, Origin, PublisherSpec, PublisherState, PublisherStatus};
 
 /// A registration of `instance` at `endpoint` and nothing else.
 pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
@@ -37,6 +37,7 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         node: None,
         health_url: None,
         lease_seconds: None,
+        control_endpoint: None,
     }
 }
 
@@ -46,6 +47,7 @@ pub fn status(spec: PublisherSpec, state: PublisherState) -> PublisherStatus {
         Freshness { state, complete: false, last_seq: None, last_message: None, oldest_queued: None };
     PublisherStatus {
         spec,
+        origin: Origin::Client,
         holder: HolderId(0),
         freshness,
         batches: 0,

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::jitter;
 use super::link::{connect, hello};
-use crate::publisher::PublisherSpec;
+use crate::publisher::{Followed, Origin};
 use crate::serve::Service;
 use crate::snapshot::{Loaded, load};
 
@@ -63,9 +63,18 @@ pub(super) async fn from(service: &Arc<Service>, address: SocketAddr) -> Result<
     let (pieces, waiting) = mpsc::channel(WAITING);
     let loading = Arc::clone(service);
     let loaded = tokio::task::spawn_blocking(move || {
-        let adopt = |spec: &PublisherSpec| {
-            if let Err(error) = loading.publishers.register(spec.clone()) {
-                warn!(instance = spec.instance_id, %error, "a peer's publisher is not followed here");
+        let adopt = |followed: Followed| {
+            let instance = followed.spec.instance_id.clone();
+            let here = loading.publishers.lane_by(&followed.spec.key()).is_some();
+            let fits = match &followed.origin {
+                Origin::Client | Origin::Topic => true,
+                // Each replica has a configuration of its own.
+                Origin::Config => false,
+                // What was seen here is newer; what nobody looks for here would never leave.
+                Origin::Discovered(s) => !here && loading.discovery.looks_at(s.source),
+            };
+            if fits && let Err(error) = loading.publishers.register(followed) {
+                warn!(instance, %error, "a peer's publisher is not followed here");
             }
         };
         load(&loading.publishers, &loading.index, &mut Pieces::new(waiting), adopt)

@@ -184,7 +184,7 @@ fn random() -> u64 {
 }
 
 /// A part of `of`, at random, so that replicas which start together do not act together.
-fn jitter(of: Duration) -> Duration {
+pub(crate) fn jitter(of: Duration) -> Duration {
     of.mul_f64((random() >> 11) as f64 / (1u64 << 53) as f64)
 }
 

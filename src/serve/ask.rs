@@ -142,21 +142,34 @@ pub struct Located {
 impl Service {
     /// Answers `query` and says how fresh the answer is.
     pub fn ask(&self, query: &Query<'_>) -> Result<Asked, AskError> {
-        let began = Instant::now();
-        let answered = self.prepared(query, |q| {
+        self.counted(query, || self.ask_uncounted(query))
+    }
+
+    /// The same for who asks several times to answer one question, and counts it once.
+    pub(crate) fn ask_uncounted(&self, query: &Query<'_>) -> Result<Asked, AskError> {
+        let (answer, held_back) = self.prepared(query, |q| {
             let mut answer = self.index.query(q);
             let held_back = self.hold_back(q, &mut answer);
             (answer, held_back)
-        });
-        let asked = answered.and_then(|(answer, held_back)| self.join(query, answer, &held_back));
+        })?;
+        self.join(query, answer, &held_back)
+    }
+
+    /// Counts the question that `ask` answers.
+    pub(crate) fn counted(
+        &self,
+        query: &Query<'_>,
+        ask: impl FnOnce() -> Result<Asked, AskError>,
+    ) -> Result<Asked, AskError> {
+        let began = Instant::now();
+        let asked = ask();
         match &asked {
             Ok(a) => {
+                let ended = Instant::now();
                 Counters::add(&self.counters.queries, 1);
                 Counters::add(&self.counters.unknown_model, u64::from(a.answer.unknown_model));
-                if let Prompt::Tokens { tokens, .. } = query.prompt {
-                    Counters::add(&self.counters.query_tokens, tokens.len() as u64);
-                }
-                self.counters.query_seconds.observe(began.elapsed());
+                self.counters.query_seconds.observe(ended - began);
+                self.traffic.note(query, &a.answer, ended);
             }
             Err(_) => Counters::add(&self.counters.query_errors, 1),
         }

@@ -12,8 +12,6 @@ pub struct Counters {
     pub query_errors: AtomicU64,
     /// Queries for a model that nobody is registered for.
     pub unknown_model: AtomicU64,
-    /// Tokens of all prompts asked about.
-    pub query_tokens: AtomicU64,
     /// Time from a checked request to its answer, transport excluded.
     pub query_seconds: Histogram,
     /// Routings announced.

@@ -37,10 +37,13 @@ pub use ask::{AskError, Asked, HolderView};
 pub use counters::{Counters, Histogram};
 pub use registering::Told;
 
+use crate::discovery::{Discovery, DiscoveryConfig};
+use crate::hints::Hints;
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
-use crate::warmup::Stage;
+use crate::traffic::Traffic;
+use crate::warmup::{Known, Stage};
 use outcome::Outcomes;
 use routing::RoutingClock;
 use score_tokens::ScoreTokens;
@@ -64,16 +67,22 @@ pub struct Service {
     pub weights: TierWeights,
     /// What was asked so far.
     pub counters: Counters,
+    /// What was asked lately.
+    pub traffic: Traffic,
     /// When the process began to serve; uptime and routing deadlines count from here.
     pub started: Instant,
     /// Prompts that a `score_token` stands for.
     pub(crate) score_tokens: ScoreTokens,
     /// Wakes the task that ends announced routings.
     pub(crate) routing: RoutingClock,
+    /// What nodes are told that requests were routed to.
+    pub hints: Hints,
     /// Who coordinates transfers; `None` = nobody does.
     pub(crate) transfers: Option<Arc<Transfers>>,
     /// The other replicas.
     pub peers: Peers,
+    /// What is discovered.
+    pub discovery: Arc<Discovery>,
     /// What was known before the start, and how it came back.
     pub restored: OnceLock<Restored>,
     /// Writes down what the index holds, where there is a data directory.
@@ -163,6 +172,7 @@ impl Service {
             limits,
             weights,
             counters: Counters::default(),
+            traffic: Traffic::default(),
             started: Instant::now(),
             score_tokens: ScoreTokens::new(
                 limits.max_score_tokens,
@@ -170,8 +180,10 @@ impl Service {
                 limits.score_token_ttl,
             ),
             routing: RoutingClock::default(),
+            hints: Hints::default(),
             transfers: None,
             peers: Peers::new(PeersConfig::default()),
+            discovery: Discovery::new(&DiscoveryConfig::default()),
             restored: OnceLock::new(),
             snapshots: OnceLock::new(),
             warmup_limit: WARMUP_LIMIT,
@@ -186,7 +198,8 @@ impl Service {
         let restored = self.restored.get().is_some();
         // Once schedulers may ask, a publisher registered later is no reason to send them away.
         let limit = if self.stage().is_ready() { Duration::ZERO } else { self.warmup_limit };
-        let stage = Stage::of(&self.publishers.list(), restored, self.started.elapsed(), limit);
+        let known = Known { restored, discovered: self.discovery.is_synced() };
+        let stage = Stage::of(&self.publishers.list(), known, self.started.elapsed(), limit);
         *self.stage.lock() = stage;
         self.set_ready(stage.is_ready());
         stage

@@ -7,7 +7,7 @@ use tonic::Status;
 use super::{Service, endpoint};
 use crate::ingest::{RegisterError, Registered};
 use crate::peers::book::Said;
-use crate::publisher::{PublisherKey, PublisherSpec, Selector};
+use crate::publisher::{Followed, Origin, PublisherKey, PublisherSpec, Selector};
 use crate::serve::grpc::{read_spec, write_spec};
 use crate::wall::unix_ms;
 
@@ -50,9 +50,15 @@ impl Service {
     /// Every registration, for a replica that has just come.
     pub(crate) fn registrations_as_news(&self) -> Vec<kv::PeerNews> {
         let mut book = self.peers.book.lock();
-        for status in self.publishers.list() {
-            // Known from before this process began: whoever knows better does.
-            book.note(status.spec.key(), Said { at_ms: 0, spec: Some(status.spec) });
+        for Followed { spec, origin } in self.publishers.followed() {
+            match origin {
+                // Known from before this process began: whoever knows better does.
+                Origin::Client | Origin::Topic => {
+                    book.note(spec.key(), Said { at_ms: 0, spec: Some(spec) });
+                }
+                // Every replica finds these by itself, and finds by itself that they are gone.
+                Origin::Config | Origin::Discovered(_) => {}
+            }
         }
         book.all().map(|(key, said)| news(key, said)).collect()
     }

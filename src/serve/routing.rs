@@ -11,7 +11,7 @@ use kvindex::{HolderId, Query};
 use tokio::sync::Notify;
 
 use super::check::at_most;
-use super::{AskError, Counters, Service, endpoint};
+use super::{AskError, Counters, Service, Told, endpoint};
 
 /// How late after its deadline an announcement may still count.
 const EXPIRY_STEP: Duration = Duration::from_millis(20);
@@ -48,13 +48,14 @@ pub struct Recorded {
 impl Service {
     /// Notes that the request was routed to `endpoints`; the prompt's blocks count as
     /// speculative there for `ttl` (`None` = the configured time). A second call for the same
-    /// request replaces the first.
+    /// request replaces the first. Where a client said it, the nodes hear what they will be asked for.
     pub fn record_routing(
         &self,
         request_id: &str,
         query: &Query<'_>,
         endpoints: Vec<Endpoint>,
         ttl: Option<Duration>,
+        told: Told,
     ) -> Result<Recorded, AskError> {
         self.check_request_id(request_id)?;
         let ttl = ttl.unwrap_or(self.limits.speculative_ttl);
@@ -76,6 +77,9 @@ impl Service {
                 .filter(|(_, spec)| endpoints.iter().any(|e| e.is(&spec.instance, spec.rank)))
                 .map(|(id, _)| *id)
                 .collect();
+            if told == Told::ByClient {
+                self.hint(q, &routed, ttl);
+            }
             (self.index.announce(request_id, q, &routed, due), holders)
         })?;
         Counters::add(&self.counters.routings, 1);

@@ -3,13 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ingest::Position;
-use crate::publisher::PublisherSpec;
+use crate::publisher::{Origin, PublisherSpec};
 
 /// A publisher and where its stream stood. JSON, so that a field may be added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Label {
     /// Its registration.
     pub spec: PublisherSpec,
+    /// Who it is by.
+    #[serde(default)]
+    pub origin: Origin,
     /// Up to where its batches are in the snapshot.
     pub position: Position,
 }

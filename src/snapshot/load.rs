@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::label::Label;
 use crate::ingest::{Lane, Position, Publishers};
-use crate::publisher::{EngineType, PublisherSpec};
+use crate::publisher::{EngineType, Followed};
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
@@ -48,7 +48,7 @@ pub fn load(
     publishers: &Publishers,
     index: &Arc<Index>,
     source: &mut dyn Read,
-    mut adopt: impl FnMut(&PublisherSpec),
+    mut adopt: impl FnMut(Followed),
 ) -> Result<Loaded, LoadError> {
     let mut restore = Restore::new(Arc::clone(index));
     let mut named: HashMap<HolderId, (Arc<Lane>, Position)> = HashMap::new();
@@ -56,14 +56,14 @@ pub fn load(
     let mut loaded = Loaded::default();
     let read = read_all(source, |piece| {
         restore.feed(piece, |found| {
-            let Some(Label { spec, position }) = Label::read(found.label) else {
+            let Some(Label { spec, origin, position }) = Label::read(found.label) else {
                 warn!("a part of the snapshot is of nobody");
                 loaded.passed_over += 1;
                 return None;
             };
-            let lane = publishers.lane_of(&spec).or_else(|| {
-                adopt(&spec);
-                publishers.lane_of(&spec)
+            let lane = publishers.lane_of(&spec, &origin).or_else(|| {
+                adopt(Followed { spec: spec.clone(), origin: origin.clone() });
+                publishers.lane_of(&spec, &origin)
             });
             // A node's tiers call blocks by bare names, which a snapshot puts in a hash domain of their own
             // where no engine finds them: they tell their own log again.
@@ -133,6 +133,7 @@ mod tests {
     use super::*;
     use crate::ingest::IngestConfig;
     use crate::ingest::testing::dialled;
+    use crate::publisher::Origin;
 
     /// Nobody is there.
     const NOWHERE: &str = "tcp://127.0.0.1:1";
@@ -149,7 +150,7 @@ mod tests {
             batch.stored(fields, &[EngineHash(hash)], &[1, hash as u32], &[]);
             index.apply(holder, &batch.build());
             let position = Position { seq: Some(0), ts: Some(1.0), complete: true, ..Position::default() };
-            let label = Label { spec, position }.to_bytes();
+            let label = Label { spec, origin: Origin::Client, position }.to_bytes();
             writer.begin(holder, &label, Cursor { seq: Some(0), ts: 1.0 }).expect("attached");
             while writer.step(1 << 20, &mut bytes).expect("attached").is_more() {}
         }

@@ -10,7 +10,7 @@ use kvindex::snapshot::{Cursor, CutError, Totals, Writer};
 
 use super::label::Label;
 use crate::ingest::{Lane, Position, Publishers};
-use crate::publisher::PublisherKey;
+use crate::publisher::{Origin, PublisherKey};
 
 /// Bytes that are cut at a time.
 const STEP: usize = 256 << 10;
@@ -71,7 +71,8 @@ pub fn write(
             return Err(WriteError::Stopped);
         }
         let began = Instant::now();
-        let position = one(&mut writer, &lane, &mut to)?;
+        let origin = publishers.origin_of(&lane);
+        let position = one(&mut writer, &lane, origin, &mut to)?;
         written.publishers.extend(position.map(|p| (lane.spec.key(), p)));
         let took = began.elapsed();
         written.longest_pause = written.longest_pause.max(took);
@@ -92,11 +93,16 @@ pub fn write(
 }
 
 /// Writes one publisher, which holds still meanwhile. `None` where there is nothing of it to write.
-fn one(writer: &mut Writer, lane: &Arc<Lane>, to: &mut Out<'_>) -> Result<Option<Position>, WriteError> {
+fn one(
+    writer: &mut Writer,
+    lane: &Arc<Lane>,
+    origin: Origin,
+    to: &mut Out<'_>,
+) -> Result<Option<Position>, WriteError> {
     let still = lane.hold_still();
     let Some(position) = still.position() else { return Ok(None) };
     let cursor = Cursor { seq: position.seq, ts: position.ts.unwrap_or_default() };
-    let label = Label { spec: lane.spec.clone(), position }.to_bytes();
+    let label = Label { spec: lane.spec.clone(), origin, position }.to_bytes();
     match writer.begin(lane.holder, &label, cursor) {
         Ok(()) => {}
         // Unregistered since it was listed.

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::contents::{Contents, Cursor, Snapshot, SnapshotState};
+use super::contents::{Contents, Cursor, Publisher, Snapshot, SnapshotState};
 use super::error::CatalogError;
 use super::format;
 use super::memory::Memory;
 use super::open;
 use super::store::{Change, Durability, Rows, Store, Trouble};
-use crate::publisher::{PublisherKey, PublisherSpec};
+use crate::publisher::{Followed, PublisherKey, PublisherSpec};
 
 /// What kvd knows again after a restart. May be used from any thread.
 pub struct Catalog {
@@ -47,11 +47,11 @@ impl Catalog {
         catalog._lock = Some(lock);
         catalog.set_aside = opened.set_aside;
         if let Some(imported) = imported {
-            let mut specs = catalog.publishers();
+            let mut all = catalog.publishers();
             let keys: Vec<_> = imported.iter().map(PublisherSpec::key).collect();
-            specs.retain(|spec| !keys.contains(&spec.key()));
-            specs.extend(imported);
-            catalog.keep_publishers(&specs)?;
+            all.retain(|known| !keys.contains(&known.spec.key()));
+            all.extend(imported.into_iter().map(Followed::from));
+            catalog.keep_publishers(&all)?;
             super::import::put_away(directory)?;
         }
         Ok(catalog)
@@ -98,17 +98,19 @@ impl Catalog {
     }
 
     /// The registrations, by tenant, model, instance and rank.
-    pub fn publishers(&self) -> Vec<PublisherSpec> {
-        self.now.lock().publishers.values().map(|p| p.spec.clone()).collect()
+    pub fn publishers(&self) -> Vec<Followed> {
+        let now = self.now.lock();
+        let followed = |p: &Publisher| Followed { spec: p.spec.clone(), origin: p.origin.clone() };
+        now.publishers.values().map(followed).collect()
     }
 
-    /// Makes `specs` the registrations, and no others. On return that survives a crash. Who is
+    /// Makes `all` the registrations, and no others. On return that survives a crash. Who is
     /// replaced begins a new life.
     ///
     /// # Errors
     /// If it cannot be written; the next call that can writes what is then right.
-    pub fn keep_publishers(&self, specs: &[PublisherSpec]) -> Result<(), CatalogError> {
-        self.change(|contents| contents.register(specs))
+    pub fn keep_publishers(&self, all: &[Followed]) -> Result<(), CatalogError> {
+        self.change(|contents| contents.register(all))
     }
 
     /// Which life of its engine each publisher is in. A snapshot is noted with what this said before it

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::publisher::{PublisherKey, PublisherSpec};
+use crate::publisher::{Followed, Origin, PublisherKey, PublisherSpec};
 
 /// Everything there is to know again after a restart.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +28,9 @@ pub struct Publisher {
     /// Grows by one whenever the publisher is found to be a new engine. Does not begin at 0 for who was
     /// registered before.
     pub life: u64,
+    /// Who it is by.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// A place in an engine's event stream.
@@ -76,18 +79,18 @@ pub struct SnapshotCursor {
 }
 
 impl Contents {
-    /// Makes `specs` the registrations, and no others.
-    pub fn register(&mut self, specs: &[PublisherSpec]) {
+    /// Makes `all` the registrations, and no others.
+    pub fn register(&mut self, all: &[Followed]) {
         let mut old = std::mem::take(&mut self.publishers);
-        for spec in specs {
+        for Followed { spec, origin } in all {
             let key = spec.key();
             let life = match old.remove(&key) {
-                Some(same) if same.spec == *spec => same.life,
+                Some(same) if same.spec == *spec && same.origin.may_be(origin) => same.life,
                 // Another address or engine under the same name.
                 Some(other) => other.life + 1,
                 None => self.first_life,
             };
-            self.publishers.insert(key, Publisher { spec: spec.clone(), life });
+            self.publishers.insert(key, Publisher { spec: spec.clone(), life, origin: origin.clone() });
         }
         let gone = old.values().map(|p| p.life + 1);
         self.first_life = gone.chain([self.first_life]).max().unwrap_or_default();
@@ -129,10 +132,11 @@ mod tests {
 
     use super::*;
     use crate::ingest::testing::dialled;
+    use crate::publisher::{Sighting, Source};
 
     fn contents(specs: &[PublisherSpec]) -> Contents {
         let mut contents = Contents::default();
-        contents.register(specs);
+        contents.register(&specs.iter().cloned().map(Followed::from).collect::<Vec<_>>());
         contents
     }
 
@@ -148,15 +152,33 @@ mod tests {
         let key = a.key();
         let mut contents = contents(slice::from_ref(&a));
         assert_eq!(contents.publishers[&key].life, 0);
-        contents.register(slice::from_ref(&a));
+        contents.register(&[a.clone().into()]);
         assert_eq!(contents.publishers[&key].life, 0, "the same registration again is the same engine");
         assert_eq!(contents.begin_life(&key), Some(1));
-        contents.register(&[b]);
+        contents.register(&[b.into()]);
         assert_eq!(contents.publishers[&key].life, 2, "another address is another engine");
         contents.register(&[]);
         assert_eq!(contents.begin_life(&key), None);
-        contents.register(&[a]);
+        contents.register(&[a.into()]);
         assert_eq!(contents.publishers[&key].life, 3, "who was gone does not come back as who it was");
+    }
+
+    #[test]
+    fn who_is_seen_to_be_another_engine_begins_a_life_though_nothing_else_differs() {
+        let seen = |identity: &str| {
+            let (source, object) = (Source::Kubernetes, "ns/a".to_owned());
+            let origin = Origin::Discovered(Sighting { source, object, identity: identity.to_owned() });
+            [Followed { spec: dialled("a", "tcp://10.0.0.1:1"), origin }]
+        };
+        let mut contents = Contents::default();
+        let mut life = |all: &[Followed]| {
+            contents.register(all);
+            contents.publishers.values().next().map(|p| p.life)
+        };
+        assert_eq!(life(&seen("1")), Some(0));
+        assert_eq!(life(&seen("1")), Some(0));
+        assert_eq!(life(&seen("2")), Some(1));
+        assert_eq!(life(&[dialled("a", "tcp://10.0.0.1:1").into()]), Some(1), "taken over by hand");
     }
 
     #[test]

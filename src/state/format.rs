@@ -8,7 +8,7 @@ use super::store::{Rows, Trouble};
 use crate::publisher::PublisherKey;
 
 /// The format that is written. Every change of a row's meaning, and every new kind of row, is a new one.
-pub const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 2;
 
 const FORMAT_KEY: &[u8] = b"m/format";
 const INCARNATION_KEY: &[u8] = b"m/incarnation";

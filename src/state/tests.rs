@@ -11,7 +11,7 @@ use super::rocks::Rocks;
 use super::store::{Durability, Store, Trouble};
 use super::{Catalog, CatalogError, format};
 use crate::ingest::testing::dialled;
-use crate::publisher::PublisherSpec;
+use crate::publisher::{Followed, Origin, PublisherSpec, Sighting, Source};
 
 fn spec(name: &str) -> PublisherSpec {
     dialled(name, "tcp://10.0.0.1:5557")
@@ -31,8 +31,8 @@ fn snapshot(cut_ms: u64, of: &PublisherSpec, life: u64, seq: u64) -> Snapshot {
 fn everything_comes_back(open: impl Fn() -> Catalog) {
     let (a, b) = (spec("a"), spec("b"));
     let catalog = open();
-    assert_eq!((catalog.incarnation(), catalog.publishers()), (1, vec![]));
-    catalog.keep_publishers(&[a.clone(), b.clone()]).unwrap();
+    assert_eq!((catalog.incarnation(), specs_of(&catalog)), (1, vec![]));
+    catalog.keep_publishers(&[a.clone().into(), b.clone().into()]).unwrap();
     assert_eq!(catalog.begin_life(&b.key()), Some(1));
     assert_eq!(catalog.begin_life(&spec("c").key()), None);
     catalog.flush().unwrap();
@@ -44,7 +44,7 @@ fn everything_comes_back(open: impl Fn() -> Catalog) {
     drop(catalog);
 
     let catalog = open();
-    assert_eq!((catalog.incarnation(), catalog.publishers()), (2, vec![a.clone(), b.clone()]));
+    assert_eq!((catalog.incarnation(), specs_of(&catalog)), (2, vec![a.clone(), b.clone()]));
     assert_eq!((life(&catalog, &a), life(&catalog, &b)), (Some(0), Some(1)));
     assert_eq!(catalog.cursor(&a.key()), Some(Cursor { seq: 7, ts: 7.1 }));
     assert_eq!(catalog.cursor(&b.key()).map(|c| c.seq), Some(u64::MAX));
@@ -52,11 +52,11 @@ fn everything_comes_back(open: impl Fn() -> Catalog) {
     let (good, bad) = (SnapshotState::Complete, SnapshotState::Bad);
     assert_eq!(names, [("3".to_owned(), bad), ("2".to_owned(), good), ("1".to_owned(), good)]);
     catalog.remove_snapshot("2").unwrap();
-    catalog.keep_publishers(slice::from_ref(&b)).unwrap();
+    catalog.keep_publishers(&[b.clone().into()]).unwrap();
     drop(catalog);
 
     let catalog = open();
-    assert_eq!((catalog.publishers(), catalog.snapshots().len()), (vec![b.clone()], 2));
+    assert_eq!((specs_of(&catalog), catalog.snapshots().len()), (vec![b.clone()], 2));
     assert_eq!(catalog.cursor(&b.key()), None);
     assert_eq!(life(&catalog, &b), Some(1));
 }
@@ -82,12 +82,12 @@ fn what_was_acknowledged_survives_the_machine() {
     let memory = Arc::new(Memory::default());
     let (a, b) = (spec("a"), spec("b"));
     let catalog = over(&memory);
-    catalog.keep_publishers(slice::from_ref(&a)).unwrap();
+    catalog.keep_publishers(&[a.clone().into()]).unwrap();
     catalog.begin_life(&a.key());
     catalog.flush().unwrap();
     memory.lose_power();
     let catalog = over(&memory);
-    assert_eq!((catalog.publishers(), life(&catalog, &a)), (vec![a.clone()], Some(0)));
+    assert_eq!((specs_of(&catalog), life(&catalog, &a)), (vec![a.clone()], Some(0)));
     // A snapshot of a life brings the life along.
     catalog.begin_life(&a.key());
     catalog.add_snapshot("1", &snapshot(1, &a, 1, 3)).unwrap();
@@ -95,9 +95,9 @@ fn what_was_acknowledged_survives_the_machine() {
     memory.lose_power();
     let catalog = over(&memory);
     assert_eq!((life(&catalog, &a), catalog.cursor(&a.key()).map(|c| c.seq)), (Some(1), Some(3)));
-    catalog.keep_publishers(&[a, b]).unwrap();
+    catalog.keep_publishers(&[a.into(), b.into()]).unwrap();
     memory.lose_power();
-    assert_eq!(over(&memory).publishers().len(), 2);
+    assert_eq!(specs_of(&over(&memory)).len(), 2);
 }
 
 #[test]
@@ -106,18 +106,18 @@ fn a_write_that_failed_is_made_good_by_the_next() {
         let memory = Arc::new(Memory::default());
         let (a, b, c) = (spec("a"), spec("b"), spec("c"));
         let catalog = over(&memory);
-        catalog.keep_publishers(slice::from_ref(&a)).unwrap();
+        catalog.keep_publishers(&[a.clone().into()]).unwrap();
         memory.fail(Some((Trouble::Full { why: "No space left on device".into() }, done_nevertheless)));
-        let error = catalog.keep_publishers(slice::from_ref(&b)).unwrap_err().to_string();
+        let error = catalog.keep_publishers(&[b.clone().into()]).unwrap_err().to_string();
         assert!(error.contains("/data/catalog") && error.contains("disk is full"), "{error}");
-        assert_eq!(catalog.publishers(), slice::from_ref(&a), "what is not on disk is not so");
+        assert_eq!(specs_of(&catalog), slice::from_ref(&a), "what is not on disk is not so");
         catalog.begin_life(&a.key());
         assert!(catalog.flush().is_err() && catalog.sync().is_err());
         assert_eq!(catalog.write_errors(), 3);
         memory.fail(None);
         catalog.add_snapshot("1", &snapshot(1, &c, 0, 1)).unwrap();
         let again = over(&memory);
-        assert_eq!((again.publishers(), life(&again, &a)), (vec![a], Some(1)), "{done_nevertheless}");
+        assert_eq!((specs_of(&again), life(&again, &a)), (vec![a], Some(1)), "{done_nevertheless}");
     }
 }
 
@@ -135,13 +135,13 @@ fn a_directory_has_one_kvd() {
 #[test]
 fn a_catalog_that_another_program_has_open_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    Catalog::open(dir.path()).unwrap().keep_publishers(&[spec("a")]).unwrap();
+    Catalog::open(dir.path()).unwrap().keep_publishers(&[spec("a").into()]).unwrap();
     let path = dir.path().join("catalog");
     let other = Rocks::open(&path).unwrap();
     let error = Catalog::open(dir.path()).err().unwrap();
     assert!(matches!(error, CatalogError::Locked { .. }), "{error}");
     drop(other);
-    assert_eq!(Catalog::open(dir.path()).unwrap().publishers().len(), 1);
+    assert_eq!(specs_of(&Catalog::open(dir.path()).unwrap()).len(), 1);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_directory_that_cannot_be_made_is_named() {
 fn rows_that_no_version_writes_are_damage() {
     let (a, b) = (spec("a"), spec("b"));
     let mut contents = Contents::default();
-    contents.register(&[a.clone(), b.clone()]);
+    contents.register(&[a.clone().into(), b.clone().into()]);
     contents.snapshots.insert("1".into(), snapshot(1, &a, 0, 1));
     let rows = format::rows(&contents);
     assert_eq!(format::contents(&rows).unwrap(), contents);
@@ -210,9 +210,9 @@ fn damage_is_noticed_and_set_aside() {
     for names in [["a", "b"], ["c", "d"]] {
         let catalog = Catalog::open(whole.path()).unwrap();
         for name in names {
-            let mut specs = catalog.publishers();
+            let mut specs = specs_of(&catalog);
             specs.push(spec(name));
-            catalog.keep_publishers(&specs).unwrap();
+            catalog.keep_publishers(&by_clients(&specs)).unwrap();
             history.push(specs);
         }
     }
@@ -237,7 +237,7 @@ fn damage_is_noticed_and_set_aside() {
             }
             let what = format!("{file:?} with {:?} of {} bytes", change.as_ref().map(Vec::len), bytes.len());
             let catalog = Catalog::open(dir.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
-            let got = catalog.publishers();
+            let got = specs_of(&catalog);
             match catalog.set_aside() {
                 Some(aside) => {
                     damaged += 1;
@@ -247,7 +247,7 @@ fn damage_is_noticed_and_set_aside() {
                 }
                 None => assert!(history.contains(&got), "{what}: {got:?}"),
             }
-            catalog.keep_publishers(&[spec("e")]).unwrap_or_else(|e| panic!("{what}: {e}"));
+            catalog.keep_publishers(&[spec("e").into()]).unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }
     assert!(damaged > 10, "only {damaged} were noticed");
@@ -259,7 +259,7 @@ fn damage_is_noticed_and_set_aside() {
 fn what_is_left_of_a_damaged_catalog_goes_on_under_new_lives() {
     let (a, b) = (spec("a"), spec("b"));
     let mut contents = Contents { incarnation: 7, ..Contents::default() };
-    contents.register(&[a.clone(), b.clone()]);
+    contents.register(&[a.clone().into(), b.clone().into()]);
     contents.snapshots.insert("1".into(), snapshot(1, &a, 4, 9));
     let mut rows = format::rows(&contents);
     rows.remove(b"m/format".as_slice());
@@ -291,12 +291,12 @@ fn registrations_of_an_earlier_version_are_taken_over_once() {
     let dir = tempfile::tempdir().unwrap();
     copy(&fixtures().join("publishers-1"), dir.path());
     let catalog = Catalog::open(dir.path()).unwrap();
-    let names: Vec<_> = catalog.publishers().into_iter().map(|s| s.instance_id).collect();
+    let names: Vec<_> = specs_of(&catalog).into_iter().map(|s| s.instance_id).collect();
     assert_eq!(names, ["10.0.0.1:8000", "10.0.0.2:30000"]);
-    assert_eq!(catalog.publishers()[1].bind.as_deref(), Some("tcp://*:5560"));
+    assert_eq!(specs_of(&catalog)[1].bind.as_deref(), Some("tcp://*:5560"));
     catalog.keep_publishers(&[]).unwrap();
     drop(catalog);
-    assert_eq!(Catalog::open(dir.path()).unwrap().publishers(), []);
+    assert_eq!(specs_of(&Catalog::open(dir.path()).unwrap()), []);
     assert!(dir.path().join("publishers.json.imported").is_file());
 }
 
@@ -315,14 +315,22 @@ fn a_damaged_file_of_an_earlier_version_is_named_and_kept() {
     }
 }
 
-/// A catalog as the first released format wrote it.
+/// A catalog as each format wrote it. The first one did not tell who registrations are by.
 #[test]
-fn format_1_can_be_read() {
-    let dir = tempfile::tempdir().unwrap();
-    copy(&fixtures().join("format-1"), &dir.path().join("catalog"));
-    let catalog = Catalog::open(dir.path()).unwrap();
+fn every_format_can_be_read() {
+    for (format, origin) in [(1, Origin::Client), (2, seen())] {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&fixtures().join(format!("format-{format}")), &dir.path().join("catalog"));
+        let catalog = Catalog::open(dir.path()).unwrap();
+        is_the_fixture(&catalog);
+        let origins: Vec<_> = catalog.publishers().into_iter().map(|f| f.origin).collect();
+        assert_eq!(origins, [Origin::Client, origin], "format {format}");
+    }
+}
+
+fn is_the_fixture(catalog: &Catalog) {
     assert_eq!(catalog.set_aside(), None);
-    assert_eq!((catalog.incarnation(), catalog.publishers()), (3, fixture_publishers()));
+    assert_eq!((catalog.incarnation(), specs_of(catalog)), (3, fixture_publishers()));
     let first = fixture_publishers()[0].key();
     assert_eq!(
         (catalog.lives().get(&first).copied(), catalog.cursor(&first)),
@@ -335,7 +343,7 @@ fn format_1_can_be_read() {
     );
 }
 
-/// `KVD_WRITE_FIXTURE=1 cargo test -p kvd write_the_fixture` writes what [`format_1_can_be_read`] reads. A
+/// `KVD_WRITE_FIXTURE=1 cargo test -p kvd write_the_fixture` writes what [`every_format_can_be_read`] reads. A
 /// released format's fixture stays as it is.
 #[test]
 fn write_the_fixture() {
@@ -344,7 +352,9 @@ fn write_the_fixture() {
     }
     let dir = tempfile::tempdir().unwrap();
     let specs = fixture_publishers();
-    Catalog::open(dir.path()).unwrap().keep_publishers(&specs).unwrap();
+    let mut all = by_clients(&specs);
+    all[1].origin = seen();
+    Catalog::open(dir.path()).unwrap().keep_publishers(&all).unwrap();
     let catalog = Catalog::open(dir.path()).unwrap();
     for _ in 0..2 {
         catalog.begin_life(&specs[0].key());
@@ -362,6 +372,19 @@ fn write_the_fixture() {
             fs::remove_file(path).unwrap();
         }
     }
+}
+
+fn specs_of(catalog: &Catalog) -> Vec<PublisherSpec> {
+    catalog.publishers().into_iter().map(|f| f.spec).collect()
+}
+
+fn by_clients(specs: &[PublisherSpec]) -> Vec<Followed> {
+    specs.iter().cloned().map(Followed::from).collect()
+}
+
+fn seen() -> Origin {
+    let (source, object) = (Source::Kubernetes, "engines/vllm-0".to_owned());
+    Origin::Discovered(Sighting { source, object, identity: "uid/containerd://1".to_owned() })
 }
 
 fn fixture_publishers() -> Vec<PublisherSpec> {

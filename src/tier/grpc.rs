@@ -7,12 +7,16 @@ use kvproto::rpc::kv::tier_service_server::TierService;
 use kvtier::node::{Node, NodeError, PoolId, PoolUsage, Tiers};
 use kvtier::policy::{PinError, PinId, Tier};
 use kvtier::store::StoreKey;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+
+use super::jobs::{self, Said, Way, tier};
 
 /// Hashes in one request.
 const MOST_HASHES: usize = 1 << 16;
+/// Tiers that a node gives up copies in, and bounds.
+const LOCAL: [Tier; 2] = [Tier::Cpu, Tier::Disk];
+/// All tiers.
+const ALL: [Tier; 3] = [Tier::Cpu, Tier::Disk, Tier::Shared];
 /// Longest pin, in ms.
 const LONGEST: u64 = 86_400_000;
 
@@ -43,10 +47,7 @@ impl TierApi {
     /// Names of blocks, for every fingerprint that engines of the model came with.
     fn keys(&self, blocks: Option<kv::BlockSet>) -> Result<(Vec<PoolId>, Vec<Vec<StoreKey>>), Status> {
         let blocks = blocks.ok_or_else(|| Status::invalid_argument("blocks: missing"))?;
-        if blocks.hashes.len() > MOST_HASHES {
-            let text = format!("blocks.hashes: {} given, {MOST_HASHES} allowed", blocks.hashes.len());
-            return Err(Status::invalid_argument(text));
-        }
+        check_count("blocks.hashes", blocks.hashes.len())?;
         let pools = self.pools(blocks.block_bytes)?.iter().map(|pool| pool.pool).collect();
         let fingerprints = self.node.fingerprints(&blocks.model);
         if fingerprints.is_empty() {
@@ -76,7 +77,7 @@ impl TierApi {
                     continue;
                 }
                 let ids: Vec<_> = chain.iter().map(StoreKey::id).collect();
-                let id = pin(pool, &ids).map_err(|e| Status::resource_exhausted(e.to_string()))?;
+                let id = pin(pool, &ids).map_err(refused_pin)?;
                 let block_bytes = sizes.get(pool.0 as usize).map_or(0, |usage| usage.block_bytes as u64);
                 pins.push(kv::PinRef { block_bytes, id: id.0 });
             }
@@ -98,8 +99,20 @@ fn ttl(ms: u64) -> Result<u64, Status> {
     }
 }
 
-fn unknown(error: PinError) -> Status {
-    Status::not_found(error.to_string())
+fn check_count(field: &str, given: usize) -> Result<(), Status> {
+    match given {
+        0..=MOST_HASHES => Ok(()),
+        _ => Err(Status::invalid_argument(format!("{field}: {given} given, {MOST_HASHES} allowed"))),
+    }
+}
+
+fn refused_pin(error: PinError) -> Status {
+    let text = error.to_string();
+    match error {
+        PinError::TooMany { .. } => Status::resource_exhausted(text),
+        PinError::Unknown(_) => Status::not_found(text),
+        PinError::Unwritten => Status::unavailable(text),
+    }
 }
 
 fn refused(error: NodeError) -> Status {
@@ -140,7 +153,9 @@ fn usage(pool: &PoolUsage) -> kv::PoolUsage {
 
 #[tonic::async_trait]
 impl TierService for TierApi {
-    type ScrubStream = ReceiverStream<Result<kv::ScrubProgress, Status>>;
+    type ScrubStream = Said<kv::ScrubProgress>;
+    type CopyStream = Said<kv::JobProgress>;
+    type MoveStream = Said<kv::JobProgress>;
 
     async fn get_tier_usage(
         &self,
@@ -180,14 +195,48 @@ impl TierService for TierApi {
     ) -> Result<Response<kv::RenewPinResponse>, Status> {
         let request = request.into_inner();
         let (pool, pin) = self.pin_of(request.pin)?;
-        self.node.renew(pool, pin, ttl(request.ttl_ms)?).map_err(unknown)?;
+        self.node.renew(pool, pin, ttl(request.ttl_ms)?).map_err(refused_pin)?;
         Ok(Response::new(kv::RenewPinResponse {}))
     }
 
     async fn unpin(&self, request: Request<kv::UnpinRequest>) -> Result<Response<kv::UnpinResponse>, Status> {
         let (pool, pin) = self.pin_of(request.into_inner().pin)?;
-        self.node.unpin(pool, pin).map_err(unknown)?;
+        self.node.unpin(pool, pin).map_err(refused_pin)?;
         Ok(Response::new(kv::UnpinResponse {}))
+    }
+
+    async fn copy(&self, request: Request<kv::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
+        let request = request.into_inner();
+        let way = Way { to: tier("to", &request.to, &ALL)?, leave: None };
+        let (pools, chains) = self.keys(request.blocks)?;
+        Ok(Response::new(jobs::transfer(self.node.clone(), pools, chains, way)))
+    }
+
+    async fn r#move(&self, request: Request<kv::MoveRequest>) -> Result<Response<Self::MoveStream>, Status> {
+        let request = request.into_inner();
+        let (to, from) = (tier("to", &request.to, &ALL)?, tier("from", &request.from, &LOCAL)?);
+        if from == to {
+            return Err(Status::invalid_argument(format!(
+                "to: {:?} is where they are moved from",
+                request.to
+            )));
+        }
+        let (pools, chains) = self.keys(request.blocks)?;
+        let way = Way { to, leave: Some(from) };
+        Ok(Response::new(jobs::transfer(self.node.clone(), pools, chains, way)))
+    }
+
+    async fn hint(&self, request: Request<kv::HintRequest>) -> Result<Response<kv::HintResponse>, Status> {
+        let request = request.into_inner();
+        let ttl = ttl(request.ttl_ms)?;
+        check_count("hashes", request.hashes.len())?;
+        let hinted = self.node.hint(&request.model, &request.hashes, request.max_blocks, ttl);
+        Ok(Response::new(kv::HintResponse {
+            known: hinted.known,
+            unknown: hinted.unknown,
+            copied: hinted.copied,
+            refused: hinted.refused,
+        }))
     }
 
     async fn evict(&self, request: Request<kv::EvictRequest>) -> Result<Response<kv::EvictResponse>, Status> {
@@ -202,11 +251,7 @@ impl TierService for TierApi {
         request: Request<kv::SetQuotaRequest>,
     ) -> Result<Response<kv::SetQuotaResponse>, Status> {
         let request = request.into_inner();
-        let tier = match request.tier.as_str() {
-            "cpu" => Tier::Cpu,
-            "disk" => Tier::Disk,
-            other => return Err(Status::invalid_argument(format!("tier: {other:?}, use cpu or disk"))),
-        };
+        let tier = tier("tier", &request.tier, &LOCAL)?;
         let owner = self.node.owner(&request.model, &request.cache_salt);
         let owner = owner.map_err(|e| Status::resource_exhausted(e.to_string()))?;
         for pool in self.pools(request.block_bytes)? {
@@ -217,25 +262,7 @@ impl TierService for TierApi {
 
     async fn scrub(&self, request: Request<kv::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let pools = self.pools(request.into_inner().block_bytes)?;
-        let (say, said) = mpsc::channel(4);
-        let node = self.node.clone();
-        // It reads for as long as the disk takes: not on a thread that serves others.
-        tokio::task::spawn_blocking(move || {
-            for pool in pools {
-                let progress = |seen: kvtier::node::Scrubbed| kv::ScrubProgress {
-                    block_bytes: pool.block_bytes as u64,
-                    checked: seen.checked,
-                    bad: seen.bad,
-                    blocks: pool.policy.disk.into(),
-                };
-                // Who hung up does not want to know the rest.
-                let seen = node.scrub(pool.pool, |seen| say.blocking_send(Ok(progress(seen))).is_ok());
-                if say.blocking_send(Ok(progress(seen))).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(said)))
+        Ok(Response::new(jobs::scrub(self.node.clone(), pools)))
     }
 
     async fn drain(&self, request: Request<kv::DrainRequest>) -> Result<Response<kv::DrainResponse>, Status> {

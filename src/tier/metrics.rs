@@ -130,6 +130,16 @@ pub fn render(node: &Node, publisher: &Publisher, agent: Option<&Agent>) -> Stri
         total(&mut out, name, help, "counter");
         let _ = writeln!(out, "{name} {}", value.load(Ordering::Relaxed));
     }
+    let hinted = node.hinted();
+    for (name, help, value) in [
+        ("kvd_tier_hints_known_total", "Hashes of hints that a block goes by.", hinted.known),
+        ("kvd_tier_hints_unknown_total", "Hashes of hints that none goes by, or several do.", hinted.unknown),
+        ("kvd_tier_hints_copied_total", "Blocks copied to RAM for hints.", hinted.copied),
+        ("kvd_tier_hints_refused_total", "Blocks beyond what hints may take of RAM.", hinted.refused),
+    ] {
+        total(&mut out, name, help, "counter");
+        let _ = writeln!(out, "{name} {value}");
+    }
     for (name, value) in agent.map(|agent| agent.stats().named()).unwrap_or_default() {
         let name = format!("kvd_tier_engines_{name}");
         total(&mut out, &name, "Of the socket for engines; see docs/tiers.md.", "untyped");

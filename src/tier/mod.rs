@@ -11,6 +11,7 @@
 
 pub mod config;
 mod grpc;
+mod jobs;
 pub mod metrics;
 pub mod publish;
 pub mod run;

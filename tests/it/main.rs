@@ -2,11 +2,14 @@
 
 mod captures;
 mod catalog;
+mod client;
+mod discovery;
 mod forms;
 mod grpc;
 mod hostile;
 mod liveness;
 mod outcomes;
+mod python;
 mod recovery;
 mod replicas;
 mod shapes;

@@ -139,7 +139,7 @@ fn cpu() -> Duration {
 }
 
 /// Bytes that this process had written to disks.
-fn written() -> u64 {
+pub(super) fn written() -> u64 {
     let text = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("write_bytes: "));
     line.and_then(|n| n.parse().ok()).unwrap_or(0)

@@ -6,6 +6,7 @@
 
 pub mod disk;
 pub mod made_up;
+pub mod records;
 mod rivals;
 pub mod trace;
 

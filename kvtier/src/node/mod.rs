@@ -10,8 +10,8 @@
 //! Threads, sockets and the clock are the caller's: some of its threads run [`Node::work`], one calls
 //! [`Node::commit`] every 50 ms or so and [`Node::probe`] now and then.
 //!
-//! Read `api` for what an engine may ask, `pool` for what is decided and what is there, `schedule`
-//! for the order of moves, `mover` for their I/O, `streams` for what is told, `catalog` for what is
+//! Read `api` for what an engine may ask, `pool` for what is decided and what is there, `offers` for
+//! what engines bring, `jobs`, `pins` and `hints` for what others ask for, `schedule` for the order of moves, `mover` for their I/O, `streams` for what is told, `catalog` for what is
 //! written down beside the blocks, `restore` for what a restart finds.
 
 mod api;
@@ -19,10 +19,16 @@ mod catalog;
 mod change;
 #[cfg(test)]
 mod faults;
+mod hints;
+mod jobs;
 mod memory;
 mod mover;
+mod names;
 #[expect(clippy::module_inception, reason = "the node itself beside its parts")]
 mod node;
+mod offers;
+mod open;
+mod pins;
 mod pool;
 mod restore;
 mod schedule;
@@ -30,11 +36,15 @@ mod streams;
 #[cfg(test)]
 mod tests;
 mod tiers;
+mod usage;
 mod wire;
 
 pub use api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
 pub use catalog::CatalogError;
+pub use hints::Hinted;
+pub use jobs::Progress;
 pub use memory::MemoryTiers;
-pub use node::{Clock, MakeShared, Node, NodeConfig, NodeError, PoolUsage, Scrubbed};
+pub use node::{Clock, MakeShared, Node, NodeConfig, NodeError, Scrubbed};
 pub use pool::Moves;
 pub use streams::{Numbered, Publish, StreamStats, Unheard};
+pub use usage::PoolUsage;

@@ -104,7 +104,7 @@ impl Pool {
         let mut state = lock(&self.state);
         for (id, key, read, slot) in ready {
             if let Some(slot) = slot {
-                self.journal.tell(&[Change::came(key, Tier::Cpu)]);
+                self.tell(&mut state, &[Change::came(key, Tier::Cpu)]);
                 state.ram.insert(id, InRam { key, slot });
                 state.moves.up += 1;
             } else {
@@ -143,7 +143,7 @@ impl Pool {
                 if had {
                     continue;
                 }
-                self.journal.tell(&[Change::came(*key, Tier::Disk)]);
+                self.tell(&mut state, &[Change::came(*key, Tier::Disk)]);
                 state.moves.down += 1;
             } else {
                 state.moves.failed += 1;
@@ -184,7 +184,7 @@ impl Pool {
             let (id, key, (_, owner)) = named[*at];
             if there {
                 if state.shared.insert(id, key).is_none() {
-                    self.journal.tell(&[Change::came(key, Tier::Shared)]);
+                    self.tell(&mut state, &[Change::came(key, Tier::Shared)]);
                     self.journal.shared(self.block_bytes, &key, Some(owner));
                 }
                 state.moves.out += 1;
@@ -270,7 +270,7 @@ impl Pool {
             self.journal.shared(self.block_bytes, &key, None);
         }
         if told {
-            self.journal.tell(&[Change::left(key, tier)]);
+            self.tell(state, &[Change::left(key, tier)]);
             if !state.schedule.is_busy(id) {
                 self.reconcile(state, id);
             }

@@ -7,17 +7,18 @@
 //! One lock guards all of it and is never held during I/O.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::api::{Stored, Where};
+use super::api::Where;
 use super::change::{Change, Journal};
+use super::names::Names;
 use super::schedule::{Lane, Schedule};
 use crate::policy::{BlockId, Config, Move, Owner, Planner, Tier};
 use crate::shared::Shared;
 use crate::slot::lock;
-use crate::store::{Get, Put, PutError, Read, Store, StoreKey};
-use crate::{Arena, Key, Lease, Reserved, SlotId};
+use crate::store::{Get, Read, Store, StoreKey};
+use crate::{Arena, Key, Lease, SlotId};
 
 /// What a pool has done beside what its planner, arena and store count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(super) struct State {
     pub ram: HashMap<BlockId, InRam>,
     /// Blocks that this node knows to be in shared storage.
     pub shared: HashMap<BlockId, StoreKey>,
+    /// Blocks in any tier, by 64 bits of their hashes.
+    pub names: Names,
     pub moves: Moves,
     /// The disk's blocks are all known to the planner.
     pub restored: bool,
@@ -94,6 +97,7 @@ impl Pool {
             schedule: Schedule::default(),
             ram: HashMap::new(),
             shared: HashMap::new(),
+            names: Names::default(),
             moves: Moves::default(),
             restored: false,
         };
@@ -172,146 +176,6 @@ impl Pool {
         reads
     }
 
-    /// Offers blocks: chains, root first.
-    pub fn store(&self, now: u64, blocks: &[Put<'_>]) -> Vec<Stored> {
-        let mut results = vec![Stored::Refused; blocks.len()];
-        let mut first = 0;
-        for chain in blocks.chunk_by(|a, b| b.after == Some(a.key.id()) && a.owner == b.owner) {
-            let range = first..first + chain.len();
-            first = range.end;
-            self.store_chain(now, chain, &mut results[range]);
-        }
-        results
-    }
-
-    fn store_chain(&self, now: u64, chain: &[Put<'_>], results: &mut [Stored]) {
-        for (put, result) in chain.iter().zip(results.iter_mut()) {
-            if put.payload.len() != self.block_bytes {
-                *result = Stored::Size;
-            }
-        }
-        // What follows a block that cannot be stored would be of no use.
-        let good = results.iter().take_while(|r| **r != Stored::Size).count();
-        let chain = &chain[..good];
-        let Some(first) = chain.first() else { return };
-        let ids: Vec<BlockId> = chain.iter().map(|put| put.key.id()).collect();
-        let by_id: HashMap<BlockId, usize> = ids.iter().enumerate().map(|(at, id)| (*id, at)).collect();
-
-        let mut moves = Vec::new();
-        let mut state = lock(&self.state);
-        let kept = state.planner.store(now, first.after, &ids, first.owner, &mut moves);
-        results[..kept as usize].fill(Stored::Known);
-        let mut taken: Vec<(usize, Tier)> = Vec::new();
-        for step in &moves {
-            if let Move::Take { id, to } = *step {
-                let Some(&at) = by_id.get(&id) else { continue };
-                if state.schedule.hold(id) {
-                    taken.push((at, to));
-                } else {
-                    // It is just leaving. The planner is told when it has.
-                    results[at] = Stored::Refused;
-                }
-            }
-        }
-        self.plan(&mut state, moves);
-        drop(state);
-        let to_disk = taken.iter().any(|(_, to)| *to == Tier::Disk);
-        let at: Vec<usize> = taken.into_iter().map(|(at, _)| at).collect();
-        if to_disk {
-            self.take_to_disk(chain, &ids, &at, results);
-        } else {
-            self.take_to_ram(chain, &ids, &at, results);
-        }
-    }
-
-    fn take_to_ram(&self, chain: &[Put<'_>], ids: &[BlockId], at: &[usize], results: &mut [Stored]) {
-        let mut arrived: Vec<(usize, Option<SlotId>)> = Vec::new();
-        for &at in at {
-            let slot = self.reserve().map(|mut slot| {
-                slot[..self.block_bytes].copy_from_slice(chain[at].payload);
-                slot.commit(short(ids[at]))
-            });
-            arrived.push((at, slot));
-        }
-        let mut state = lock(&self.state);
-        let mut changes = Vec::new();
-        for (at, slot) in arrived {
-            let key = chain[at].key;
-            results[at] = match slot {
-                Some(slot) => {
-                    state.ram.insert(ids[at], InRam { key, slot });
-                    changes.push(Change::came(key, Tier::Cpu));
-                    Stored::Kept
-                }
-                None => {
-                    state.moves.crowded += 1;
-                    Stored::Refused
-                }
-            };
-        }
-        self.journal.tell(&changes);
-        for &at in at {
-            if state.schedule.release(ids[at]) {
-                self.reconcile(&mut state, ids[at]);
-            }
-        }
-        self.drops(&mut state);
-        drop(state);
-        self.made.notify_all();
-    }
-
-    fn take_to_disk(&self, chain: &[Put<'_>], ids: &[BlockId], at: &[usize], results: &mut [Stored]) {
-        let puts: Vec<Put<'_>> = at.iter().map(|at| chain[*at]).collect();
-        let had = self.on_disk(&puts);
-        let written = match self.disk() {
-            Some(disk) => disk.put(&puts),
-            None => puts.iter().map(|_| Err(PutError::ReadOnly)).collect(),
-        };
-        let mut state = lock(&self.state);
-        let mut changes = Vec::new();
-        for ((&at, written), had) in at.iter().zip(written).zip(had) {
-            results[at] = match written {
-                // From before a restart; the planner had not heard of it yet.
-                Ok(()) if had => Stored::Known,
-                Ok(()) => {
-                    changes.push(Change::came(chain[at].key, Tier::Disk));
-                    Stored::Kept
-                }
-                Err(PutError::Full) => Stored::Refused,
-                Err(PutError::Size { .. } | PutError::ReadOnly | PutError::Io { .. }) => Stored::Failed,
-            };
-        }
-        self.journal.tell(&changes);
-        for &at in at {
-            if state.schedule.release(ids[at]) {
-                self.reconcile(&mut state, ids[at]);
-            }
-        }
-        self.heed_disk(&mut state);
-        self.drops(&mut state);
-        drop(state);
-        self.made.notify_all();
-    }
-
-    /// Which of some blocks the disk has.
-    pub fn on_disk(&self, puts: &[Put<'_>]) -> Vec<bool> {
-        let had = |put: &Put<'_>| self.disk().is_some_and(|disk| disk.has(put.key));
-        puts.iter().map(had).collect()
-    }
-
-    /// A slot to write to, waiting for one while copies on their way to disk still need theirs.
-    fn reserve(&self) -> Option<Reserved> {
-        let arena = self.arena.as_ref()?;
-        if let Some(slot) = arena.reserve() {
-            return Some(slot);
-        }
-        let state = lock(&self.state);
-        let crowded = |state: &mut State| arena.stats().idle == 0 && state.schedule.len(Lane::Down) > 0;
-        let waited = self.made.wait_timeout_while(state, self.patience, crowded);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-        arena.reserve()
-    }
-
     /// Takes moves up, and gives up what is to be given up.
     pub fn plan(&self, state: &mut State, moves: Vec<Move>) {
         moves.into_iter().for_each(|step| state.schedule.add(step));
@@ -333,7 +197,7 @@ impl Pool {
             };
             let gone: Vec<(StoreKey, Tier)> = steps.iter().filter_map(named).collect();
             let changes: Vec<Change> = gone.iter().map(|(key, tier)| Change::left(*key, *tier)).collect();
-            self.journal.tell(&changes);
+            self.tell(state, &changes);
             for (key, tier) in gone {
                 self.free(state, key, tier);
             }
@@ -368,20 +232,36 @@ impl Pool {
         }
     }
 
+    /// Tells of changes, in their order.
+    pub fn tell(&self, state: &mut State, changes: &[Change]) {
+        for Change { key, tier, came } in changes {
+            let others = [Tier::Cpu, Tier::Disk, Tier::Shared].into_iter().filter(|other| other != tier);
+            let mut others = others.map(|tier| self.held_in(state, key.id(), tier));
+            if others.all(|held| held.is_none()) {
+                if *came { state.names.add(key) } else { state.names.remove(key) }
+            }
+        }
+        self.journal.tell(changes);
+    }
+
+    /// The whole name of the block that is really in a tier under a short one.
+    pub fn held_in(&self, state: &State, id: BlockId, tier: Tier) -> Option<StoreKey> {
+        match tier {
+            Tier::Cpu => state.ram.get(&id).map(|held| held.key),
+            Tier::Disk => self.disk().and_then(|disk| disk.name(id)),
+            Tier::Shared => state.shared.get(&id).copied(),
+        }
+    }
+
     /// Nothing is under way for a block: what was decided and what is there must agree.
     pub fn reconcile(&self, state: &mut State, id: BlockId) {
         for tier in [Tier::Cpu, Tier::Disk, Tier::Shared] {
-            let there = match tier {
-                Tier::Cpu => state.ram.get(&id).map(|held| held.key),
-                Tier::Disk => self.disk().and_then(|disk| disk.name(id)),
-                Tier::Shared => state.shared.get(&id).copied(),
-            };
-            match (state.planner.has(id, tier), there) {
+            match (state.planner.has(id, tier), self.held_in(state, id, tier)) {
                 (true, None) => state.planner.lost(id, tier),
                 // On disk it may be from before the planner began, which learns of it later; shared
                 // storage has no bound and keeps what it has.
                 (false, Some(key)) if tier == Tier::Cpu || (tier == Tier::Disk && state.restored) => {
-                    self.journal.tell(&[Change::left(key, tier)]);
+                    self.tell(state, &[Change::left(key, tier)]);
                     self.free(state, key, tier);
                 }
                 (true, Some(_)) | (false, None | Some(_)) => {}

@@ -45,8 +45,13 @@ impl Pool {
                 let id = record.key.id();
                 // It may have been lost or given up since.
                 let there = self.disk().is_some_and(|disk| disk.name(id) == Some(record.key));
-                if there && !state.planner.restore(id, record.after, record.owner, Tier::Disk) {
-                    self.journal.tell(&[Change::left(record.key, Tier::Disk)]);
+                if !there {
+                    continue;
+                }
+                if state.planner.restore(id, record.after, record.owner, Tier::Disk) {
+                    state.names.add(&record.key);
+                } else {
+                    self.tell(&mut state, &[Change::left(record.key, Tier::Disk)]);
                     self.disk().map(|disk| disk.remove(record.key));
                 }
             }
@@ -61,7 +66,7 @@ impl Pool {
             for (key, owner) in stretch {
                 if state.shared.insert(key.id(), *key).is_none() {
                     state.planner.restore(key.id(), None, *owner, Tier::Shared);
-                    self.journal.tell(&[Change::came(*key, Tier::Shared)]);
+                    self.tell(&mut state, &[Change::came(*key, Tier::Shared)]);
                     self.journal.shared(self.block_bytes, key, Some(*owner));
                 }
             }
@@ -69,7 +74,7 @@ impl Pool {
         for key in &news.left {
             let mut state = lock(&self.state);
             if state.shared.remove(&key.id()).is_some() {
-                self.journal.tell(&[Change::left(*key, Tier::Shared)]);
+                self.tell(&mut state, &[Change::left(*key, Tier::Shared)]);
                 self.journal.shared(self.block_bytes, key, None);
                 self.reconcile(&mut state, key.id());
             }
@@ -84,6 +89,7 @@ impl Pool {
                 // Which block was before it is known again when somebody asks for both.
                 state.planner.restore(key.id(), None, *owner, Tier::Shared);
                 state.shared.insert(key.id(), *key);
+                state.names.add(key);
             }
         }
     }

@@ -7,7 +7,7 @@ use super::api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
 use super::node::Node;
 use crate::Lease;
 use crate::policy::BlockId;
-use crate::policy::{Move, Owner, PinError, PinId, Planner};
+use crate::policy::{Owner, PinError, PinId};
 use crate::slot::lock;
 use crate::store::{Get, Put, Read, StoreKey};
 
@@ -88,27 +88,19 @@ impl Tiers for Node {
     }
 
     fn prefetch(&self, pool: PoolId, chain: &[BlockId], most: u32, ttl: u64) -> Result<PinId, PinError> {
-        let now = self.now();
-        let until = now.saturating_add(ttl);
-        let pin = self.pinning(pool, |planner, moves| planner.prefetch(now, chain, most, until, moves));
-        self.ring();
-        pin
+        self.prefetch_and_pin(pool, chain, most, ttl)
     }
 
     fn pin(&self, pool: PoolId, chain: &[BlockId], ttl: u64) -> Result<PinId, PinError> {
-        let now = self.now();
-        self.pinning(pool, |planner, _| planner.pin(now, chain, now.saturating_add(ttl)))
+        self.pin_and_write(pool, chain, ttl)
     }
 
     fn renew(&self, pool: PoolId, pin: PinId, ttl: u64) -> Result<(), PinError> {
-        let now = self.now();
-        let Some(pool) = self.at(pool) else { return Err(PinError::Unknown(pin)) };
-        lock(&pool.state).planner.renew(now, pin, now.saturating_add(ttl))
+        self.renew_pin(pool, pin, ttl)
     }
 
     fn unpin(&self, pool: PoolId, pin: PinId) -> Result<(), PinError> {
-        let Some(pool) = self.at(pool) else { return Err(PinError::Unknown(pin)) };
-        lock(&pool.state).planner.unpin(pin)
+        self.take_pin_back(pool, pin)
     }
 
     fn flush(&self, pool: PoolId) -> bool {
@@ -120,20 +112,5 @@ impl Tiers for Node {
             }
         }
         self.commit().is_ok()
-    }
-}
-
-impl Node {
-    fn pinning(
-        &self,
-        pool: PoolId,
-        pin: impl FnOnce(&mut Planner, &mut Vec<Move>) -> Result<PinId, PinError>,
-    ) -> Result<PinId, PinError> {
-        let Some(pool) = self.at(pool) else { return Err(PinError::Unknown(PinId(0))) };
-        let mut moves = Vec::new();
-        let mut state = lock(&pool.state);
-        let pin = pin(&mut state.planner, &mut moves);
-        pool.plan(&mut state, moves);
-        pin
     }
 }

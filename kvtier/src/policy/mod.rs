@@ -16,7 +16,7 @@
 //! its root on only. Which leaf goes is the [`Ranking`]'s choice; [`Shadows`] tells how the other
 //! rankings would have done.
 //!
-//! Read `planner` for what happens on a request, `room` for how place is made, `reuse` for what is
+//! Read `planner` for what happens on a request, `wanted` and `pins` for what somebody asks by name, `room` for how place is made, `reuse` for what is
 //! learned, `blocks` for what is remembered.
 //!
 //! ```
@@ -49,6 +49,7 @@ mod room;
 mod shadow;
 #[cfg(test)]
 mod tests;
+mod wanted;
 
 pub use admit::{Rate, worth_loading};
 pub use pins::{PinError, PinId};

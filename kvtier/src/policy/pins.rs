@@ -26,6 +26,9 @@ pub enum PinError {
     /// It was never given, was taken back, or its time is over.
     #[error("no pin {}", .0.0)]
     Unknown(PinId),
+    /// It could not be written down, and so would not survive a restart.
+    #[error("the pin could not be written down")]
+    Unwritten,
 }
 
 impl Planner {
@@ -102,11 +105,54 @@ impl Planner {
         Ok(())
     }
 
+    /// Blocks that a pin holds.
+    pub fn pinned(&self, pin: PinId) -> usize {
+        self.pins.of.get(&pin).map_or(0, |(_, blocks)| blocks.len())
+    }
+
+    /// Pins from now on are numbered from `first` on.
+    pub fn number_pins(&mut self, first: u64) {
+        self.pins.next = self.pins.next.max(first);
+    }
+
+    /// A pin holds from before this planner began: its blocks are pinned as they are restored. Which
+    /// of them were allowed is not asked again.
+    pub fn expect_pin(&mut self, pin: PinId, until: u64, blocks: &[BlockId]) {
+        self.pins.of.insert(pin, (until, vec![]));
+        self.pins.by_end.insert((until, pin));
+        self.pins.next = self.pins.next.max(pin.0 + 1);
+        blocks.iter().for_each(|id| self.pins.expected.entry(*id).or_default().push(pin));
+    }
+
+    /// All is restored: what is expected still is not there any more.
+    pub fn expect_no_more(&mut self) {
+        self.pins.expected = HashMap::new();
+    }
+
+    /// Pins the block that a pin from before expects.
+    pub(super) fn pin_again(&mut self, id: BlockId, no: No) {
+        for pin in self.pins.expected.remove(&id).unwrap_or_default() {
+            // Taken back meanwhile, or over.
+            let Some((_, blocks)) = self.pins.of.get_mut(&pin) else { continue };
+            blocks.push(no);
+            *self.pins.count.entry(no).or_default() += 1;
+            self.mark(no, flag::PINNED, true);
+        }
+    }
+
+    /// Takes back the pins whose time is over at `now` (ms). Returns all whose time was over since
+    /// this was last asked.
+    pub fn ended_pins(&mut self, now: u64) -> Vec<PinId> {
+        self.advance(now);
+        std::mem::take(&mut self.pins.over)
+    }
+
     /// Takes back the pins whose time is over.
     pub(super) fn end_pins(&mut self) {
         while let Some(pin) = self.pins.ended(self.now) {
             // Unknown it cannot be: it was just found.
             let _ = self.unpin(pin);
+            self.pins.over.push(pin);
         }
     }
 }
@@ -119,6 +165,10 @@ pub(crate) struct Pins {
     by_end: BTreeSet<(u64, PinId)>,
     /// How many pins a block has.
     count: HashMap<No, u32>,
+    /// Pins from before, by blocks that are not restored yet.
+    expected: HashMap<BlockId, Vec<PinId>>,
+    /// Pins whose time is over, until somebody asks.
+    over: Vec<PinId>,
 }
 
 impl Pins {

@@ -225,6 +225,7 @@ impl Planner {
             self.gain(no, tier);
             self.finish(false);
         }
+        self.pin_again(id, no);
         true
     }
 
@@ -241,31 +242,9 @@ impl Planner {
         self.blocks.find(id).is_some_and(|no| self.blocks.get(no).has(tier.flag()))
     }
 
-    /// Copies a block that is in RAM alone to disk because somebody wants that, whatever it is
-    /// worth. False where it need not or cannot be.
-    pub fn save(&mut self, id: BlockId, moves: &mut Vec<Move>) -> bool {
-        let Some(no) = self.blocks.find(id) else { return false };
-        let block = *self.blocks.get(no);
-        let wanted = block.has(flag::CPU) && !block.has(flag::DISK) && self.disk_writable;
-        if !wanted || !self.room(Tier::Disk, block.owner, moves) {
-            return false;
-        }
-        moves.push(Move::Copy { id, from: Tier::Cpu, to: Tier::Disk });
-        self.arrive(no, Tier::Disk);
-        self.enter_at_once(no, Tier::Disk);
-        true
-    }
-
-    /// Gives a copy up because somebody wants that, whatever it is worth. False where there is
-    /// none, or it is pinned.
-    pub fn evict_block(&mut self, id: BlockId, tier: Tier, moves: &mut Vec<Move>) -> bool {
-        let Some(no) = self.blocks.find(id) else { return false };
-        let block = self.blocks.get(no);
-        let may = block.has(tier.flag()) && !block.has(flag::PINNED);
-        if may {
-            self.drop_copy(no, tier, moves);
-        }
-        may
+    /// Blocks that RAM is to hold.
+    pub fn ram_blocks(&self) -> u32 {
+        self.config.cpu
     }
 
     /// What the planner knows and has decided.

@@ -209,12 +209,17 @@ impl Planner {
         let block = *self.blocks.get(no);
         let worth = block.past.reuse() >= self.config.share_from && !block.has(flag::SHARED);
         if worth && self.shared_budget.as_mut().is_some_and(|b| b.take(self.now, false)) {
-            moves.push(Move::Copy { id: block.id, from: Tier::Disk, to: Tier::Shared });
-            self.stats.shared += 1;
-            self.gain(no, Tier::Shared);
+            self.copy_to_shared(no, moves);
         }
         self.drop_copy(no, Tier::Disk, moves);
         true
+    }
+
+    /// Copies a block that is on disk to shared storage.
+    pub(super) fn copy_to_shared(&mut self, no: No, moves: &mut Vec<Move>) {
+        moves.push(Move::Copy { id: self.blocks.get(no).id, from: Tier::Disk, to: Tier::Shared });
+        self.stats.shared += 1;
+        self.gain(no, Tier::Shared);
     }
 
     pub(super) fn drop_copy(&mut self, no: No, from: Tier, moves: &mut Vec<Move>) {
@@ -306,7 +311,7 @@ impl Planner {
     }
 
     /// Whether a block may be evicted from a tier: no descendant must be cut off by it.
-    fn may_leave(&self, no: No, tier: Tier) -> bool {
+    pub(super) fn may_leave(&self, no: No, tier: Tier) -> bool {
         let block = self.blocks.get(no);
         if !block.has(tier.flag()) || block.has(flag::BUSY | flag::PINNED) {
             return false;

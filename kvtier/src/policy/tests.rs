@@ -105,7 +105,7 @@ impl Bench {
         self.now += u64::from(self.random.below(3)) * u64::from(self.random.below(4000));
         let now = self.now;
         self.learn_parents(&chain, owner);
-        match self.random.below(if faults { 16 } else { 10 }) {
+        match self.random.below(if faults { 18 } else { 12 }) {
             0..=4 => {
                 self.protect(&chain);
                 let found = self.planner.lookup(now, &chain, &mut self.moves);
@@ -164,18 +164,40 @@ impl Bench {
                     assert_eq!(taken.is_ok(), held, "{what}");
                 }
             }
-            10 | 11 => {
+            10 => {
+                self.protect(&chain);
+                let to = [Tier::Cpu, Tier::Disk, Tier::Shared][self.random.below(3) as usize];
+                let count = self.planner.copy(now, &chain, to, &mut self.moves);
+                self.apply(what);
+                let there = chain.iter().filter(|id| self.reference.is_in(**id, to)).count();
+                // Of shared storage the planner may have forgotten some.
+                assert!(count == there || (to == Tier::Shared && count < there), "{what}: {count}, {there}");
+            }
+            11 => {
+                self.protect(&[]);
+                let from = [Tier::Cpu, Tier::Disk][self.random.below(2) as usize];
+                let there = |reference: &Reference| {
+                    chain.iter().filter(|id| !reference.blocks[*id].tiers.is_empty()).count()
+                };
+                let before = there(&self.reference);
+                for id in chain.iter().rev() {
+                    self.planner.leave(*id, from, &mut self.moves);
+                }
+                self.apply(what);
+                assert_eq!(there(&self.reference), before, "{what}: a last copy was given up");
+            }
+            12 | 13 => {
                 let all: Vec<BlockId> = self.reference.blocks.keys().copied().collect();
                 let id = all[self.random.below(all.len() as u32) as usize];
                 let tier = [Tier::Cpu, Tier::Disk, Tier::Shared][self.random.below(3) as usize];
                 self.planner.lost(id, tier);
                 self.reference.blocks.get_mut(&id).unwrap().tiers.remove(&tier);
             }
-            12 => {
+            14 => {
                 self.reference.disk_writable = self.random.below(3) > 0;
                 self.planner.set_disk_writable(self.reference.disk_writable);
             }
-            13 => {
+            15 => {
                 let (owner, tier) = (
                     Owner(self.random.below(2) as u16),
                     [Tier::Cpu, Tier::Disk][self.random.below(2) as usize],
@@ -188,7 +210,7 @@ impl Bench {
                     .quota
                     .insert((owner, tier), self.reference.held(tier, Some(owner)).max(blocks as usize));
             }
-            14 => {
+            16 => {
                 let there = self.reference.found_here(&chain);
                 let until = now + u64::from(self.random.below(9000));
                 match self.planner.pin(now, &chain, until) {
@@ -285,6 +307,49 @@ fn a_pinned_block_stays_until_its_pin_ends() {
     assert_eq!(planner.store(MINUTE, None, &ids(5..6), Owner(0), &mut moves), 0);
     assert_eq!(planner.store(2 * MINUTE, None, &ids(5..6), Owner(0), &mut moves), 1);
     assert_eq!(planner.unpin(pin), Err(PinError::Unknown(pin)));
+}
+
+#[test]
+fn a_pin_from_before_holds_the_blocks_that_are_restored_and_only_those() {
+    let mut planner = Planner::new(Config { cpu: 2, ..Config::default() });
+    let (mut moves, ram) = (Vec::new(), Tier::Cpu);
+    planner.expect_pin(PinId(7), MINUTE, &ids(0..2));
+    assert!(planner.restore(BlockId(0), None, Owner(0), ram));
+    assert!(planner.restore(BlockId(9), None, Owner(0), ram));
+    planner.expect_no_more();
+    assert_eq!((planner.pinned(PinId(7)), planner.stats().pinned), (1, 1));
+    // The other makes room, the pinned one does not; what comes again later is not pinned.
+    assert_eq!(planner.store(1, None, &ids(1..2), Owner(0), &mut moves), 1);
+    assert_eq!(moves[0], Move::Drop { id: BlockId(9), from: ram });
+    assert_eq!((planner.pinned(PinId(7)), planner.has(BlockId(0), ram)), (1, true));
+    // Numbers go on behind it, and it ends like any other.
+    assert_eq!(planner.pin(2, &ids(0..1), 5), Ok(PinId(8)));
+    assert_eq!(planner.ended_pins(MINUTE), [PinId(8), PinId(7)]);
+    assert_eq!((planner.ended_pins(MINUTE), planner.stats().pinned), (vec![], 0));
+}
+
+#[test]
+fn what_is_wanted_elsewhere_goes_there_by_the_way_there_is() {
+    let shared_writes = Some(Rate { per_second: 1, burst: 1 });
+    let mut planner = Planner::new(Config { cpu: 3, disk: 3, shared_writes, ..Config::default() });
+    let (mut moves, (ram, disk, shared)) = (Vec::new(), (Tier::Cpu, Tier::Disk, Tier::Shared));
+    planner.store(0, None, &ids(0..2), Owner(0), &mut moves);
+    moves.clear();
+    let copy = |id, from, to| Move::Copy { id: BlockId(id), from, to };
+    assert_eq!(planner.copy(1, &ids(0..3), shared, &mut moves), 2);
+    let expected = [copy(0, ram, disk), copy(0, disk, shared), copy(1, ram, disk), copy(1, disk, shared)];
+    assert_eq!(moves, expected);
+    moves.clear();
+    // What another block needs stays, and so does a last copy.
+    assert!(!planner.leave(BlockId(0), ram, &mut moves));
+    assert!(planner.leave(BlockId(1), ram, &mut moves) && planner.leave(BlockId(0), ram, &mut moves));
+    planner.leave(BlockId(1), disk, &mut moves);
+    planner.pin(2, &ids(0..1), MINUTE).unwrap();
+    assert!(!planner.leave(BlockId(0), disk, &mut moves), "it is pinned");
+    moves.clear();
+    // From shared storage alone the way to disk leads through RAM.
+    assert_eq!(planner.copy(3, &ids(1..2), disk, &mut moves), 1);
+    assert_eq!(moves, [copy(1, shared, ram), copy(1, ram, disk)]);
 }
 
 #[test]

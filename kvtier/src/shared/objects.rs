@@ -49,6 +49,9 @@ struct Known {
     blocks: HashMap<BlockId, Place>,
     /// Objects whose end was read, ours or not, with the blocks that are found there.
     objects: HashMap<Path, Vec<BlockId>>,
+    /// Objects that could not be reached when blocks of them were wanted, which are forgotten until it
+    /// is seen that the object is still there.
+    unreached: HashSet<Path>,
     /// Failures since the start.
     failed: u64,
 }
@@ -150,7 +153,8 @@ impl Objects {
                 fresh.push(key);
             }
         }
-        known.objects.insert(path.clone(), here);
+        known.objects.entry(path.clone()).or_default().extend(here);
+        known.unreached.remove(path);
         fresh
     }
 
@@ -179,14 +183,19 @@ impl Objects {
         {
             let known = &mut *lock(&self.known);
             let gone = |path: &Path, _: &mut Vec<BlockId>| !there.contains(path);
-            for (_, blocks) in known.objects.extract_if(gone).collect::<Vec<_>>() {
+            for (path, blocks) in known.objects.extract_if(gone).collect::<Vec<_>>() {
+                known.unreached.remove(&path);
                 news.left
                     .extend(blocks.iter().filter_map(|id| known.blocks.remove(id)).map(|place| place.key));
             }
         }
         for object in &objects {
-            if lock(&self.known).objects.contains_key(&object.location) {
-                continue;
+            {
+                let known = lock(&self.known);
+                let path = &object.location;
+                if known.objects.contains_key(path) && !known.unreached.contains(path) {
+                    continue;
+                }
             }
             match self.rows(object).await {
                 Ok(rows) => {
@@ -250,6 +259,10 @@ impl Shared for Objects {
                 .collect();
             let came = self.runtime.block_on(self.store.get_ranges(&object, &ranges));
             let failed = came.is_err();
+            // It is gone, or it cannot be told and is looked at again.
+            if matches!(&came, Err(error) if !matches!(error, Error::NotFound { .. })) {
+                lock(&self.known).unreached.insert((*object).clone());
+            }
             let bytes = came.unwrap_or_default();
             for (nth, (at, place)) in places.into_iter().enumerate() {
                 let get = &mut blocks[at];
@@ -368,6 +381,31 @@ mod tests {
     #[test]
     fn memory_keeps_the_contract() {
         keeps_the_contract(Arc::new(InMemory::new()));
+    }
+
+    #[test]
+    fn an_object_that_could_not_be_reached_for_a_while_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let store = Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
+        let node = Objects::new(store.clone(), runtime.handle().clone(), "kv", BYTES);
+        assert_eq!(put(&node, &[1, 2, 3]), [true; 3]);
+        let objects: Vec<ObjectMeta> = runtime.block_on(store.list(None).try_collect()).unwrap();
+        let file = folder.path().join(objects[0].location.as_ref());
+        let aside = folder.path().join("aside");
+        // In its place stands what cannot be read.
+        std::fs::rename(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(get(&node, &[1, 2]), [Read::Lost; 2]);
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::rename(&aside, &file).unwrap();
+        let news = node.news();
+        let came: Vec<StoreKey> = news.came.iter().map(|(key, _)| *key).collect();
+        assert_eq!((came, news.left), (vec![key(1), key(2)], vec![]));
+        assert_eq!(get(&node, &[1, 2, 3]), [Read::Hit; 3]);
+        // And once more gone for good, all of it is told.
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(node.news().left.len(), 3);
     }
 
     #[test]

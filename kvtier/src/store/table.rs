@@ -107,7 +107,8 @@ impl Meta for Table {
     }
 
     fn load(&mut self) -> io::Result<Vec<(u32, Record)>> {
-        let mut records = Vec::new();
+        // As many as there may be: growing would copy them a few times over.
+        let mut records = Vec::with_capacity(self.layout.slots as usize);
         let mut pages = Buffer::new(STRETCH * PAGE)?;
         for first in (0..self.layout.slots).step_by(STRETCH * RECORDS) {
             let left = (self.layout.slots - first) as usize;

@@ -75,6 +75,7 @@ fn warmup(service: &Service) -> kv::GetWarmupResponse {
     let waiting = service.publishers.list().into_iter().filter(waited_for);
     let stage = match service.stage() {
         Stage::Restoring => kv::WarmupStage::Restoring,
+        Stage::Discovering => kv::WarmupStage::Discovering,
         Stage::Warming { .. } => kv::WarmupStage::Warming,
         Stage::Warm => kv::WarmupStage::Warm,
         Stage::GivenUp { .. } => kv::WarmupStage::GivenUp,

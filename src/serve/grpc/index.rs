@@ -132,7 +132,7 @@ pub(crate) async fn record_routing(
     let prompt = Arc::clone(&asking.prompt);
     let noting = Arc::clone(service);
     let recorded = fitting(prompt.key.len(), move || {
-        asking.lend(|query| noting.record_routing(&request_id, query, endpoints, ttl))
+        asking.lend(|query| noting.record_routing(&request_id, query, endpoints, ttl, told))
     })
     .await?;
     if let Some(again) = again {

@@ -95,6 +95,7 @@ pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, Ask
         node: Some(message.node),
         health_url: Some(message.health_url),
         lease_seconds: non_zero(message.lease_seconds),
+        control_endpoint: Some(message.control_endpoint),
     };
     registration.check().map_err(|error| {
         // The two fields that RFC #1403 names otherwise than the messages.
@@ -147,6 +148,7 @@ pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
         node: text(&spec.node),
         health_url: text(&spec.health_url),
         lease_seconds: spec.lease_seconds.unwrap_or(0),
+        control_endpoint: text(&spec.control_endpoint),
     }
 }
 
@@ -177,6 +179,8 @@ pub(super) fn write_status(service: &Service, status: &PublisherStatus, now: Ins
         too_low_tokens: tally.too_low.tokens,
         too_high_tokens: tally.too_high.tokens,
         distrusted_blocks: distrusted as u64,
+        source: status.origin.name().to_owned(),
+        source_object: status.origin.object().to_owned(),
         events_skipped: status.events_skipped,
         by_tier: Tier::ALL
             .into_iter()

@@ -55,16 +55,19 @@ const FRAME: u32 = 1 << 20;
 /// message limit they bound a connection's memory.
 const MAX_STREAMS: u32 = 256;
 const MAX_REQUESTS: usize = 64;
+/// Streams of one connection where health is asked alone.
+const MAX_HEALTH_STREAMS: u32 = 16;
 /// Long-lived streams may end by themselves this long after the shutdown began.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Serves every gRPC service on `listener` until `shutdown` completes.
+/// Serves every gRPC service on `listener`, and health alone on `health_listener`, until `shutdown` completes.
 ///
 /// # Errors
-/// Where the listener fails or the reflection data cannot be built.
+/// Where a listener fails or the reflection data cannot be built.
 pub async fn serve(
     service: Arc<Service>,
     listener: TcpListener,
+    health_listener: Option<TcpListener>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let most = service.limits.max_body_bytes;
@@ -105,10 +108,23 @@ pub async fn serve(
         .add_service(
             PeerServiceServer::new(PeerApi::new(Arc::clone(&service))).max_decoding_message_size(most),
         )
-        .add_service(health_service)
+        .add_service(health_service.clone())
         .add_service(reflection().build_v1().context("build reflection v1")?)
         .add_service(reflection().build_v1alpha().context("build reflection v1alpha")?);
 
+    let health_alone = async {
+        match health_listener {
+            None => std::future::pending().await,
+            Some(listener) => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                let server = Server::builder()
+                    .max_concurrent_streams(MAX_HEALTH_STREAMS)
+                    .http2_keepalive_interval(Some(Duration::from_secs(30)))
+                    .add_service(health_service);
+                server.serve_with_incoming(incoming).await
+            }
+        }
+    };
     let stopping = Notify::new();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = router.serve_with_incoming_shutdown(incoming, async {
@@ -122,6 +138,7 @@ pub async fn serve(
     };
     tokio::select! {
         served = server => served.context("serve gRPC"),
+        served = health_alone => served.context("serve health"),
         () = grace => Ok(()),
         () = service.expire_routings() => Ok(()),
         () = service.keep_transfers() => Ok(()),

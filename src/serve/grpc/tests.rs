@@ -55,7 +55,7 @@ impl Kvd {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(super::serve(Arc::clone(&service), listener, async {
+        let served = tokio::spawn(super::serve(Arc::clone(&service), listener, None, async {
             let _ = stopped.await;
         }));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
@@ -93,6 +93,7 @@ impl Kvd {
                 node: None,
                 health_url: None,
                 lease_seconds: None,
+                control_endpoint: None,
             })
             .unwrap();
         let of =

@@ -32,6 +32,10 @@ struct PublisherRow<'a> {
     model: &'a str,
     tenant_id: &'a str,
     r#type: EngineType,
+    /// Who the registration is by.
+    source: &'static str,
+    /// What it was seen as, where it was discovered.
+    source_object: Option<&'a str>,
     replay_endpoint: Option<&'a str>,
     bind: Option<&'a str>,
     topic: Option<&'a str>,
@@ -82,6 +86,8 @@ impl<'a> PublisherRow<'a> {
             model: &spec.model,
             tenant_id: &spec.tenant_id,
             r#type: spec.engine,
+            source: status.origin.name(),
+            source_object: Some(status.origin.object()).filter(|o| !o.is_empty()),
             replay_endpoint: spec.replay_endpoint.as_deref(),
             bind: spec.bind.as_deref(),
             topic: spec.topic.as_deref(),
@@ -191,6 +197,11 @@ pub(super) fn listed(http: &Http, filter: &Filter) -> Vec<PublisherStatus> {
     list
 }
 
+/// `GET /discovery`: what is seen of engines that nobody registered.
+pub(super) async fn discovery(State(http): State<Arc<Http>>) -> Response {
+    json(StatusCode::OK, &http.service.discovery.shown())
+}
+
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
@@ -215,7 +226,7 @@ pub(super) async fn readyz(State(http): State<Arc<Http>>) -> Response {
     let stage = http.service.stage();
     let waiting = match stage {
         Stage::Warming { waiting } | Stage::GivenUp { waiting } => waiting,
-        Stage::Restoring | Stage::Warm => 0,
+        Stage::Restoring | Stage::Discovering | Stage::Warm => 0,
     };
     let (code, status) = match http.service.is_ready() {
         true => (StatusCode::OK, "ready"),
@@ -228,10 +239,4 @@ pub(super) async fn readyz(State(http): State<Arc<Http>>) -> Response {
 pub(super) async fn export_metrics(State(http): State<Arc<Http>>) -> Response {
     let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
     ([(header::CONTENT_TYPE, kind)], metrics::render(&http.service)).into_response()
-}
-
-/// `GET /`
-pub(super) async fn pointer() -> &'static str {
-    "kvd: POST /query /query_by_hash /report_outcome /register /unregister, \
-     GET /publishers /workers /dump /healthz /readyz /metrics; see docs/http.md\n"
 }

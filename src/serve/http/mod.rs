@@ -12,6 +12,7 @@ mod error;
 mod hashes;
 mod inspect;
 mod outcome;
+mod page;
 mod params;
 mod query;
 mod register;
@@ -36,13 +37,13 @@ use error::Refusal;
 struct Http {
     service: Arc<Service>,
     bodies: Bodies,
+    views: page::Views,
 }
 
 /// Every path and method.
 pub fn router(service: Arc<Service>) -> Router {
     let bodies = Bodies::new(service.limits.max_body_bytes);
     Router::new()
-        .route("/", get(inspect::pointer))
         .route("/register", post(register::register))
         .route("/unregister", post(register::unregister))
         .route("/query", post(query::by_tokens))
@@ -50,14 +51,16 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/report_outcome", post(outcome::report))
         .route("/publishers", get(inspect::publishers))
         .route("/workers", get(inspect::workers))
+        .route("/discovery", get(inspect::discovery))
         .route("/dump", get(dump::dump))
         .route("/healthz", get(inspect::healthz))
         .route("/readyz", get(inspect::readyz))
         .route("/metrics", get(inspect::export_metrics))
         .merge(transfer::routes())
+        .merge(page::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::new(Http { service, bodies }))
+        .with_state(Arc::new(Http { service, bodies, views: page::Views::default() }))
 }
 
 /// Serves HTTP on `listener` until `shutdown` completes and the requests under way are answered.

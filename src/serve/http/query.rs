@@ -26,22 +26,35 @@ const COVERAGE: HeaderName = HeaderName::from_static("kvd-coverage");
 
 /// The body of both. Empty texts are as good as none.
 #[derive(Debug, Deserialize)]
-struct QueryBody {
+pub(super) struct QueryBody {
     #[serde(alias = "modelname", alias = "model_name")]
-    model: Option<String>,
-    tenant_id: Option<String>,
+    pub model: Option<String>,
+    pub tenant_id: Option<String>,
     /// Under which the outcome is reported later.
     request_id: Option<String>,
-    instance_id: Option<String>,
+    pub instance_id: Option<String>,
+    /// Whom to explain; nobody else asks.
+    pub dp_rank: Option<u32>,
     block_size: Option<u32>,
     #[serde(alias = "additional_salt")]
-    additionalsalt: Option<String>,
-    token_ids: Option<Vec<u32>>,
-    lora_name: Option<String>,
-    cache_salt: Option<String>,
+    pub additionalsalt: Option<String>,
+    pub token_ids: Option<Vec<u32>>,
+    pub lora_name: Option<String>,
+    pub cache_salt: Option<String>,
     mm_items: Option<Vec<Item>>,
     #[serde(alias = "block_hashes", alias = "block_hash")]
     seq_hashes: Option<Vec<Hash64>>,
+}
+
+impl QueryBody {
+    /// Multimodal items, in order.
+    pub fn items(&self) -> Vec<MmItem<'_>> {
+        let all = self.mm_items.iter().flatten();
+        let mut items: Vec<MmItem<'_>> =
+            all.map(|i| MmItem { identifier: &i.hash, offset: i.offset, length: i.length }).collect();
+        items.sort_by_key(|i| i.offset);
+        items
+    }
 }
 
 /// A multimodal item placed in the prompt.
@@ -62,13 +75,7 @@ pub(super) async fn by_tokens(
     let arrived = http.bodies.read(request).await?;
     let body = read_token_query(&arrived.bytes)?;
     let Some(tokens) = &body.token_ids else { return Err(Refusal::missing("token_ids")) };
-    let mut items: Vec<MmItem<'_>> = body
-        .mm_items
-        .iter()
-        .flatten()
-        .map(|i| MmItem { identifier: &i.hash, offset: i.offset, length: i.length })
-        .collect();
-    items.sort_by_key(|i| i.offset);
+    let items = body.items();
     let prompt = Prompt::Tokens {
         tokens,
         lora: non_empty(&body.lora_name),
@@ -90,7 +97,8 @@ pub(super) async fn by_hash(
     let body: QueryBody = body::parse(&arrived.bytes)?;
     let Some(hashes) = &body.seq_hashes else { return Err(Refusal::missing("seq_hashes")) };
     let canonical: Vec<SeqHash> = hashes.iter().map(|h| SeqHash(h.0)).collect();
-    let ask = |query: &Query<'_>| ask_by_any_kind(&http.service, query, hashes);
+    let service = &http.service;
+    let ask = |query: &Query<'_>| service.counted(query, || ask_by_any_kind(service, query, hashes));
     respond(&http.service, &body, Prompt::Canonical(&canonical), shape, ask)
 }
 
@@ -100,7 +108,7 @@ fn coverage_percent(coverage: f64) -> u32 {
 }
 
 /// The body of `/query`. Its array of tokens is long, so that is read apart.
-fn read_token_query(bytes: &[u8]) -> Result<QueryBody, Refusal> {
+pub(super) fn read_token_query(bytes: &[u8]) -> Result<QueryBody, Refusal> {
     if let Some((rest, ids)) = tokens::split(bytes, "token_ids")
         && let Ok(mut body) = serde_json::from_slice::<QueryBody>(&rest)
     {
@@ -154,7 +162,7 @@ fn respond(
 /// Hashes do not say whose they are, and a client may have the canonical ones, those of its
 /// engine or llm-d's. By a wrong kind nothing is found, so of all kinds the best match counts.
 fn ask_by_any_kind(service: &Service, query: &Query<'_>, hashes: &[Hash64]) -> Result<Asked, AskError> {
-    let mut asked = service.ask(query)?;
+    let mut asked = service.ask_uncounted(query)?;
     let all_found = |asked: &Asked| asked.answer.scores.iter().all(|s| s.cached > 0);
     if !all_found(&asked) {
         let engine: Vec<EngineHash> = hashes.iter().map(|h| EngineHash(h.0)).collect();

@@ -15,16 +15,16 @@ use tower::ServiceExt;
 use crate::ingest::{IngestConfig, Publishers};
 use crate::serve::{Limits, Service};
 
-const A: &str = "10.0.0.1:8000";
-const B: &str = "10.0.0.2:8000";
+pub(super) const A: &str = "10.0.0.1:8000";
+pub(super) const B: &str = "10.0.0.2:8000";
 
-struct Kvd {
+pub(super) struct Kvd {
     service: Arc<Service>,
-    router: Router,
+    pub(super) router: Router,
 }
 
 impl Kvd {
-    fn start() -> Kvd {
+    pub(super) fn start() -> Kvd {
         Kvd::start_with(Limits::default())
     }
 
@@ -44,20 +44,25 @@ impl Kvd {
         (status, String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(super) async fn get(&self, path: &str) -> Value {
         let (status, body) = self.send("GET", path, Body::empty()).await;
         assert_eq!(status, StatusCode::OK, "{body}");
         serde_json::from_str(&body).unwrap()
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub(super) async fn post(&self, path: &str, body: Value) -> Value {
         let (status, body) = self.send("POST", path, body.to_string()).await;
         assert_eq!(status, StatusCode::OK, "{body}");
         serde_json::from_str(&body).unwrap()
     }
 
     /// The status of a refusal, the field it names and what it says.
-    async fn refused(&self, method: &str, path: &str, body: impl Into<Body>) -> (u16, String, String) {
+    pub(super) async fn refused(
+        &self,
+        method: &str,
+        path: &str,
+        body: impl Into<Body>,
+    ) -> (u16, String, String) {
         let (status, body) = self.send(method, path, body).await;
         assert!(status.is_client_error(), "{status}: {body}");
         let body: Value = serde_json::from_str(&body).unwrap();
@@ -65,7 +70,7 @@ impl Kvd {
         (status.as_u16(), text("field"), text("error"))
     }
 
-    async fn register(&self, instance: &str, rank: u32) -> HolderId {
+    pub(super) async fn register(&self, instance: &str, rank: u32) -> HolderId {
         let answer = self.post("/register", registration(instance, rank)).await;
         assert_eq!(answer, json!({"status": "registered successfully", "instance_id": instance}));
         let list = self.service.publishers.list();
@@ -73,7 +78,7 @@ impl Kvd {
     }
 
     /// Stores blocks `from..to` (of 4 tokens) of the prompt 1, 2, 3 …, named 100, 101 ….
-    fn store(&self, holder: HolderId, from: u32, to: u32, tier: Tier) {
+    pub(super) fn store(&self, holder: HolderId, from: u32, to: u32, tier: Tier) {
         let tokens: Vec<u32> = (4 * from + 1..=4 * to).collect();
         let name = |i: u32| EngineHash(100 + u64::from(i));
         let hashes: Vec<EngineHash> = (from..to).map(name).collect();
@@ -94,7 +99,7 @@ fn registration(instance: &str, rank: u32) -> Value {
 }
 
 /// The prompt 1, 2, 3 … of `n` tokens.
-fn prompt(n: u32) -> Value {
+pub(super) fn prompt(n: u32) -> Value {
     json!({"model": "m", "block_size": 4, "token_ids": (1..=n).collect::<Vec<u32>>()})
 }
 

@@ -198,6 +198,11 @@ impl Service {
             Some((holder, _)) => self.outcomes.predictions.take(tenant, model, *name, holder, received),
             None => Found::Nothing,
         };
+        if let (Some((holder, _)), Some(prompt), false) =
+            (&holder, report.prompt_tokens, matches!(found, Found::Reported))
+        {
+            self.traffic.reported(*holder, prompt, report.cached_tokens, received);
+        }
         let (prediction, at) = match found {
             Found::Prediction(prediction, at) => (prediction, at),
             Found::Reported => {

@@ -221,6 +221,7 @@ fn spec(capture: &Capture, engine: usize) -> PublisherSpec {
         node: None,
         health_url: None,
         lease_seconds: None,
+        control_endpoint: None,
     }
 }
 

@@ -10,6 +10,10 @@ use std::time::Duration;
 use kvproto::Event;
 use kvproto::engine::{Engine, decode};
 
+#[cfg(feature = "objects")]
+mod shared;
+mod wanted;
+
 use super::*;
 use crate::policy::random::Random;
 use crate::policy::{Config, Owner, Tier};
@@ -152,7 +156,12 @@ fn what_is_told_is_what_is_there_in_random_use_and_after_restarts() {
                     kept += store(&node, pool, owner, &chain).iter().filter(|s| **s == Stored::Kept).count();
                 }
                 5 => drop(node.step()),
-                6 => drop(node.evict(pool, &keys[keys.len() - 1..])),
+                6 if random.below(2) == 0 => drop(node.evict(pool, &keys[keys.len() - 1..])),
+                6 => {
+                    let (to, from) =
+                        [(Tier::Cpu, Tier::Disk), (Tier::Disk, Tier::Cpu)][random.below(2) as usize];
+                    node.transfer(pool, &keys, to, Some(from), |_| true);
+                }
                 7 => pins.extend(node.pin(pool, &ids, 20_000)),
                 8 => pins.extend(node.prefetch(pool, &ids, 3, 20_000)),
                 9 => drop(pins.pop().map(|pin| node.unpin(pool, pin))),
@@ -181,7 +190,7 @@ fn what_is_told_is_what_is_there_in_random_use_and_after_restarts() {
                 assert_eq!(listener.said(kvproto::Tier::Cpu), [0; 0]);
             }
         }
-        assert!(hits > 300 && kept > 50, "seed {seed}: {hits} hits, {kept} kept");
+        assert!(hits > 300 && kept > 40, "seed {seed}: {hits} hits, {kept} kept");
     }
 }
 

@@ -1,5 +1,9 @@
 //! A node's tiers beside kvd: what they hold is what kvd counts for the node's pods, also when either
-//! of them dies.
+//! of them dies; and the process by itself.
+
+mod hints;
+mod node;
+mod process;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

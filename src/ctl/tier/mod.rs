@@ -1,15 +1,20 @@
 //! `kvctl tiers` and `kvctl tier`: what does a node keep below the GPU, and what is to be done about it?
 
+mod blocks;
+mod show;
+
 use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use kvproto::rpc::kv::{DrainRequest, GetTierUsageRequest, GetTierUsageResponse, PoolUsage, ScrubRequest};
+use kvproto::rpc::kv::{DrainRequest, GetTierUsageRequest, GetTierUsageResponse, ScrubRequest};
 use serde_json::json;
 
 use crate::ctl::client::Kvd;
-use crate::ctl::term::{Align, Paint, Table};
 use crate::ctl::{Global, Outcome};
+
+use blocks::{CopyArgs, MoveArgs};
+use show::{as_json, write};
 
 /// Which node, and what of it.
 #[derive(Debug, Args)]
@@ -42,6 +47,10 @@ enum What {
         #[arg(long)]
         undo: bool,
     },
+    /// Copy blocks to another tier
+    Copy(CopyArgs),
+    /// Copy blocks to another tier and give them up where they were
+    Move(MoveArgs),
     /// Show what a node holds and does as it changes, until Ctrl-C
     Top {
         /// How often
@@ -68,10 +77,12 @@ pub async fn list(global: &Global, args: &TiersArgs, out: &mut dyn Write) -> any
 /// Does what is asked for.
 pub async fn run(global: &Global, args: &TierArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let kvd = Kvd::connect(&args.node.at).await?;
-    match args.what {
-        What::Scrub { block_bytes } => scrub(global, &kvd, block_bytes, out).await,
-        What::Drain { undo } => drain(global, &kvd, undo, out).await,
-        What::Top { every, times } => {
+    match &args.what {
+        What::Scrub { block_bytes } => scrub(global, &kvd, *block_bytes, out).await,
+        What::Drain { undo } => drain(global, &kvd, *undo, out).await,
+        What::Copy(args) => blocks::copy(global, &kvd, args, out).await,
+        What::Move(args) => blocks::r#move(global, &kvd, args, out).await,
+        &What::Top { every, times } => {
             let mut left = times.unwrap_or(u64::MAX);
             while left > 0 {
                 let usage = ask(&kvd).await?;
@@ -136,52 +147,4 @@ async fn drain(global: &Global, kvd: &Kvd, undo: bool, out: &mut dyn Write) -> a
         )?;
     }
     Ok(Outcome::Ok)
-}
-
-fn write(out: &mut dyn Write, usage: &GetTierUsageResponse, paint: Paint) -> std::io::Result<()> {
-    let draining = if usage.draining { ", draining" } else { "" };
-    writeln!(out, "{}{draining}", usage.node)?;
-    let mut table = Table::new(&[
-        ("block bytes", Align::Right),
-        ("RAM", Align::Right),
-        ("disk", Align::Right),
-        ("shared", Align::Right),
-        ("waiting", Align::Right),
-        ("found", Align::Right),
-        ("evicted", Align::Right),
-        ("bad", Align::Right),
-        ("disk state", Align::Left),
-    ]);
-    for pool in &usage.pools {
-        let found = (pool.found * 100).checked_div(pool.asked).map_or("-".to_owned(), |n| format!("{n} %"));
-        let state = match () {
-            () if pool.disk_capacity == 0 => "none",
-            () if !pool.restored => "being read",
-            () if !pool.disk_writable => "read only",
-            () => "ok",
-        };
-        table.row([
-            pool.block_bytes.to_string().into(),
-            format!("{}/{}", pool.ram_blocks, pool.ram_capacity).into(),
-            format!("{}/{}", pool.disk_blocks, pool.disk_capacity).into(),
-            pool.shared_blocks.to_string().into(),
-            (pool.waiting_up + pool.waiting_down + pool.waiting_shared).to_string().into(),
-            found.into(),
-            pool.evicted.to_string().into(),
-            pool.corrupt.to_string().into(),
-            state.into(),
-        ]);
-    }
-    table.write(out, paint, crate::ctl::term::width())
-}
-
-fn as_json(usage: &GetTierUsageResponse, p: &PoolUsage) -> serde_json::Value {
-    json!({
-        "node": usage.node, "draining": usage.draining, "block_bytes": p.block_bytes,
-        "ram_blocks": p.ram_blocks, "ram_capacity": p.ram_capacity, "disk_blocks": p.disk_blocks,
-        "disk_capacity": p.disk_capacity, "shared_blocks": p.shared_blocks, "pinned_blocks": p.pinned_blocks,
-        "waiting": p.waiting_up + p.waiting_down + p.waiting_shared, "asked": p.asked, "found": p.found,
-        "evicted": p.evicted, "refused": p.refused, "corrupt": p.corrupt, "failed_io": p.failed_io,
-        "disk_writable": p.disk_writable, "restored": p.restored,
-    })
 }

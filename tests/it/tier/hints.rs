@@ -1,0 +1,103 @@
+//! A request is routed, and its blocks are in RAM before the engine asks.
+
+use std::time::{Duration, Instant};
+
+use kvproto::rpc::kv;
+use kvproto::rpc::kv::index_service_client::IndexServiceClient;
+use kvproto::rpc::kv::ingest_service_client::IngestServiceClient;
+use kvtier::agent::Outcome;
+use serde_json::json;
+
+use super::cached;
+use super::node::{Node, Pod, hex, until};
+use crate::support::{Engine, Kvd, record, stored_payload};
+
+/// Tells kvd that a request with this prompt was routed to `pod`.
+fn route(kvd: &Kvd, request: &str, tokens: &[u32]) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let mut client = IndexServiceClient::connect(format!("http://{}", kvd.grpc)).await.expect("connect");
+        let tokens = kv::TokenIds { ids: tokens.to_vec() };
+        let prompt = kv::Prompt { key: Some(kv::prompt::Key::Tokens(tokens)), ..kv::Prompt::default() };
+        let endpoint = kv::RoutedEndpoint { instance_id: "pod".into(), dp_rank: 0 };
+        let routed = kv::RecordRoutingRequest {
+            request_id: request.into(),
+            model: "m".into(),
+            prompt: Some(prompt),
+            endpoints: vec![endpoint],
+            ttl_ms: 10_000,
+            ..kv::RecordRoutingRequest::default()
+        };
+        client.record_routing(routed).await.expect("noted");
+    });
+}
+
+/// Blocks that kvd knows to be in the node's RAM.
+fn known_in_ram(kvd: &Kvd) -> u32 {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let mut client = IngestServiceClient::connect(format!("http://{}", kvd.grpc)).await.expect("connect");
+        let listed = client.list_publishers(kv::ListPublishersRequest {}).await.expect("a list").into_inner();
+        let tiers = listed.publishers.iter().find(|p| p.spec.as_ref().is_some_and(|s| s.instance_id == "n1"));
+        let of_cpu = |count: &&kv::TierCount| count.tier() == kv::Tier::Cpu;
+        tiers.expect("registered").by_tier.iter().find(of_cpu).map_or(0, |count| count.blocks)
+    })
+}
+
+#[test]
+fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
+    let (data, folder) =
+        (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let kvd = Kvd::start(data.path());
+    let mut node = Node::start(folder.path(), "");
+    let mut engine = Engine::open("pod");
+    let mut registration = engine.registration("vLLM", 16);
+    registration["node"] = "n1".into();
+    kvd.ok("/register", &registration);
+    engine.wait_for_subscriber();
+    let tiers = json!({"type": "kvtier", "modelname": "m", "instance_id": "n1", "dp_rank": 0, "node": "n1",
+        "endpoint": node.publish, "replay_endpoint": node.replay, "control_endpoint": node.grpc});
+    kvd.ok("/register", &tiers);
+
+    // The engine computes ten blocks and offloads them; they go to disk.
+    let tokens: Vec<u32> = (0..16 * 10 + 5).collect();
+    engine.publish(&[record(0, stored_payload(1.0, 1000, &tokens[..160], 16))]);
+    let numbers: Vec<u64> = (1000..1010).collect();
+    let mut pod = Pod::connect(&node);
+    pod.store(&numbers);
+    let names: Vec<String> = numbers.iter().copied().map(hex).collect();
+    let mut args = vec!["tier", "move", "--from", "cpu", "--to", "disk", "--model", "m"];
+    args.extend(names.iter().map(String::as_str));
+    let (content, said) = node.kvctl(&args);
+    assert!(content, "{said}");
+    kvd.wait("kvd to know of the disk", || cached(&kvd, "pod", &tokens) == [160, 0, 160, 160]);
+    // What it has on its device it does not wait for.
+    route(&kvd, "warm", &tokens);
+    // It begins anew with the first two blocks alone.
+    engine.publish(&[record(0, stored_payload(500.0, 1000, &tokens[..32], 16))]);
+    kvd.wait("its own blocks to be gone", || cached(&kvd, "pod", &tokens)[0] == 32);
+    assert_eq!(node.usage()["ram_blocks"], 0);
+
+    route(&kvd, "cold", &tokens);
+    until("eight blocks are in RAM", || node.usage()["ram_blocks"] == 8);
+    kvd.wait("kvd to hear it", || kvd.metric("kvd_hint_blocks_total") == 8.0);
+    assert_eq!(kvd.metric("kvd_hints_total"), 1.0);
+    let metrics = node.metrics();
+    assert!(metrics.contains("kvd_tier_hints_known_total 8"), "{metrics}");
+    assert!(metrics.contains("kvd_tier_hints_unknown_total 0"), "{metrics}");
+    assert_eq!(pod.load(&numbers), [Outcome::Ok; 10]);
+    assert!(node.metrics().contains("loaded_blocks_total{block_bytes=\"4096\",tier=\"cpu\"} 8"));
+    // All of it is in RAM or on the device now: nothing is left to bring up.
+    kvd.wait("kvd to know that they are in RAM", || known_in_ram(&kvd) == 8);
+    route(&kvd, "warm again", &tokens);
+    assert_eq!(kvd.metric("kvd_hints_total"), 1.0);
+
+    // A node that is gone keeps nobody waiting.
+    engine.publish(&[record(0, stored_payload(900.0, 1000, &tokens[..16], 16))]);
+    kvd.wait("one block less on the device", || cached(&kvd, "pod", &tokens)[0] == 16);
+    node.kill();
+    let began = Instant::now();
+    route(&kvd, "nobody", &tokens);
+    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+    kvd.wait("kvd to have given up", || kvd.metric("kvd_hints_failed_total") == 1.0);
+}

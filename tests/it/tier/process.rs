@@ -1,0 +1,83 @@
+//! The process by itself, as kvctl and its engines see it.
+
+use kvtier::agent::Outcome;
+
+use super::node::{Node, Pod, hex, until};
+
+#[test]
+fn the_process_starts_answers_kvctl_and_ends_when_told() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let node = Node::start(folder.path(), "");
+    assert!(node.socket.exists());
+    let (content, said) = node.kvctl(&["tiers"]);
+    assert!(content && said.starts_with("n1\n"), "{said}");
+    assert_eq!(node.kvctl(&["tier", "scrub"]), (true, String::new()));
+    assert!(!node.kvctl(&["tier", "scrub", "--block-bytes", "5"]).0);
+    assert_eq!(node.kvctl(&["--json", "tier", "drain"]), (true, "{\"draining\":true}\n".into()));
+    assert!(node.kvctl(&["tier", "top", "--times", "1"]).1.starts_with("n1, draining"));
+    assert!(node.kvctl(&["tier", "drain", "--undo"]).0);
+    let metrics = node.metrics();
+    assert!(metrics.contains("kvd_tier_draining 0"), "{metrics}");
+    node.stop();
+}
+
+#[test]
+fn blocks_go_where_kvctl_wants_them_and_scrubbing_finds_them_good() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let node = Node::start(folder.path(), "");
+    let mut pod = Pod::connect(&node);
+    pod.store(&[1, 2, 3, 4]);
+    let held = |node: &Node| {
+        let usage = node.usage();
+        ["ram_blocks", "disk_blocks"].map(|tier| usage[tier].as_u64().expect("a number"))
+    };
+    assert_eq!(held(&node), [4, 0]);
+    let names: Vec<String> = (1..=5).map(hex).collect();
+    let tier = |what: &[&str], names: &[String]| {
+        let names = names.iter().map(String::as_str);
+        let args: Vec<&str> =
+            ["tier"].iter().chain(what).copied().chain(["--model", "m"]).chain(names).collect();
+        node.kvctl(&args)
+    };
+    // The fifth is not here.
+    let said = "4 blocks here, 4 there now, 0 failed, 0 copies given up\n";
+    assert_eq!(tier(&["copy", "--to", "disk"], &names), (true, said.into()));
+    assert_eq!(held(&node), [4, 4]);
+    let said = "4 blocks here, 4 there now, 0 failed, 4 copies given up\n";
+    assert_eq!(tier(&["move", "--from", "cpu", "--to", "disk"], &names), (true, said.into()));
+    assert_eq!(held(&node), [0, 4]);
+    let (content, said) = node.kvctl(&["--json", "tier", "scrub"]);
+    assert!(content && said.contains("\"checked\":4") && said.contains("\"bad\":0"), "{said}");
+    assert_eq!(pod.load(&[1, 2, 3, 4, 5]), [[Outcome::Ok; 4].as_slice(), &[Outcome::Miss]].concat());
+    // There is no shared storage, and what is not a hash is none.
+    let (content, said) = tier(&["copy", "--to", "shared"], &names);
+    assert!(!content && said.contains("4 failed"), "{said}");
+    assert!(!tier(&["move", "--from", "disk", "--to", "disk"], &names).0);
+    assert!(!tier(&["copy", "--to", "disk"], &["xyz".into()]).0);
+    node.stop();
+}
+
+#[test]
+fn a_file_system_that_two_nodes_share_has_what_either_put_there() {
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+    let [a, b, both] = folders.each_ref().map(tempfile::TempDir::path);
+    let shared = format!("[shared]\nurl = \"file://{}\"\nrefresh_every = \"50ms\"", both.display());
+    let (a, b) = (Node::start(a, &shared), Node::start(b, &shared));
+    let (mut of_a, mut of_b) = (Pod::connect(&a), Pod::connect(&b));
+    of_a.store(&[1, 2, 3]);
+    assert_eq!(of_b.load(&[1, 2, 3]), [Outcome::Miss; 3]);
+    let names = [1, 2, 3].map(hex);
+    let mut args = vec!["tier", "copy", "--to", "shared", "--model", "m"];
+    args.extend(names.iter().map(String::as_str));
+    let (content, said) = a.kvctl(&args);
+    assert!(content, "{said}");
+    until("the other node has heard", || b.usage()["shared_blocks"] == 3);
+    assert_eq!(of_b.load(&[1, 2, 3, 4]), [[Outcome::Ok; 3].as_slice(), &[Outcome::Miss]].concat());
+    // What somebody removes is gone for both.
+    std::fs::remove_dir_all(both).expect("removed");
+    std::fs::create_dir_all(both).expect("made");
+    until("both have seen it", || [&a, &b].iter().all(|node| node.usage()["shared_blocks"] == 0));
+    assert_eq!(of_b.load(&[1]), [Outcome::Miss]);
+    a.stop();
+    b.stop();
+}
