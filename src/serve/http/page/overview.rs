@@ -228,7 +228,7 @@ impl Warmup {
         let stage = service.stage();
         let waiting = match stage {
             Stage::Warming { waiting } | Stage::GivenUp { waiting } => waiting,
-            Stage::Restoring | Stage::Warm => 0,
+            Stage::Restoring | Stage::Discovering | Stage::Warm => 0,
         };
         let restored = service.restored.get().cloned().unwrap_or_default();
         Warmup {
