@@ -136,7 +136,7 @@ impl Pool {
             .collect();
         let Some(disk) = self.disk() else { return };
         let had = self.on_disk(&puts);
-        let written = disk.put(&puts);
+        let written = disk.put_held_back(&puts);
         let mut state = lock(&self.state);
         for (((key, _), written), had) in leases.iter().zip(written).zip(had) {
             if written.is_ok() {
@@ -144,6 +144,8 @@ impl Pool {
                     continue;
                 }
                 self.tell(&mut state, &[Change::came(*key, Tier::Disk)]);
+                // Written down before that, a process killed in between would never tell of it.
+                disk.release([*key]);
                 state.moves.down += 1;
             } else {
                 state.moves.failed += 1;

@@ -105,7 +105,7 @@ impl Pool {
         let puts: Vec<Put<'_>> = at.iter().map(|at| chain[*at]).collect();
         let had = self.on_disk(&puts);
         let written = match self.disk() {
-            Some(disk) => disk.put(&puts),
+            Some(disk) => disk.put_held_back(&puts),
             None => puts.iter().map(|_| Err(PutError::ReadOnly)).collect(),
         };
         let mut state = lock(&self.state);
@@ -123,6 +123,10 @@ impl Pool {
             };
         }
         self.tell(&mut state, &changes);
+        if let Some(disk) = self.disk() {
+            // Written down before that, a process killed in between would never tell of them.
+            disk.release(changes.iter().map(|change| change.key));
+        }
         for &at in at {
             if state.schedule.release(ids[at]) {
                 self.reconcile(&mut state, ids[at]);

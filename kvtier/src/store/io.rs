@@ -180,7 +180,7 @@ impl State {
         let Place { slot, generation, checksum } = place;
         let record = Record { key: put.key, generation, checksum, after: put.after, owner: put.owner };
         self.index.insert(put.key.id(), Held { key: put.key, place });
-        self.pending.insert(slot, Some(record));
+        self.held_back.insert(slot, record);
         self.stats.puts += 1;
         if let Some(after) = put.after {
             self.ends.remove(&after);
@@ -189,6 +189,12 @@ impl State {
             self.ends.clear();
         }
         self.ends.insert(put.key.id(), slot);
+    }
+
+    /// A slot has no block any more.
+    pub fn forget(&mut self, slot: u32) {
+        self.held_back.remove(&slot);
+        self.pending.insert(slot, None);
     }
 
     /// A write failed. A slot is to blame for that unless the disk is full.
@@ -209,7 +215,7 @@ impl State {
         let current = self.place(key).is_some_and(|now| now.generation == place.generation);
         if !hit && current {
             self.index.remove(&key.id());
-            self.pending.insert(place.slot, None);
+            self.forget(place.slot);
             self.slots.quarantine(place.slot);
             self.slots.give(place.slot);
         }

@@ -103,6 +103,8 @@ pub(super) struct State {
     pub slots: Slots,
     /// What the table does not say yet, by slot.
     pub pending: BTreeMap<u32, Option<Record>>,
+    /// What a commit is not to write down yet, by slot.
+    pub held_back: BTreeMap<u32, Record>,
     /// Where the last blocks of some chains lie.
     pub ends: HashMap<BlockId, u32>,
     pub generation: u64,
@@ -170,6 +172,7 @@ impl Store {
             index: HashMap::new(),
             slots: Slots::default(),
             pending: BTreeMap::new(),
+            held_back: BTreeMap::new(),
             ends: HashMap::new(),
             generation: meta.life() << LIFE_SHIFT,
             stats: Stats { writable: true, ..Stats::default() },
@@ -185,6 +188,26 @@ impl Store {
     ///
     /// They can be read at once; a crash loses those that are not committed.
     pub fn put(&self, blocks: &[Put<'_>]) -> Vec<Result<(), PutError>> {
+        let results = self.put_held_back(blocks);
+        self.release(blocks.iter().zip(&results).filter(|(_, put)| put.is_ok()).map(|(put, _)| put.key));
+        results
+    }
+
+    /// Lets a commit write down blocks that [`put_held_back`](Self::put_held_back) stored.
+    pub fn release(&self, keys: impl IntoIterator<Item = StoreKey>) {
+        let state = &mut *lock(&self.state);
+        for key in keys {
+            if let Some(place) = state.place(key)
+                && let Some(record) = state.held_back.remove(&place.slot)
+            {
+                state.pending.insert(place.slot, Some(record));
+            }
+        }
+    }
+
+    /// The same as [`put`](Self::put), but no commit writes them down before they are
+    /// [`released`](Self::release): for who has to tell of them first.
+    pub fn put_held_back(&self, blocks: &[Put<'_>]) -> Vec<Result<(), PutError>> {
         let mut results: Vec<Result<(), PutError>> = Vec::with_capacity(blocks.len());
         let mut placed: Vec<(usize, Place)> = Vec::new();
         let mut state = lock(&self.state);
@@ -309,7 +332,7 @@ impl Store {
         let mut state = lock(&self.state);
         let Some(place) = state.place(key) else { return false };
         state.index.remove(&key.id());
-        state.pending.insert(place.slot, None);
+        state.forget(place.slot);
         state.slots.give(place.slot);
         true
     }
@@ -386,7 +409,7 @@ impl Store {
             blocks: state.index.len(),
             idle: state.slots.idle(),
             quarantined: state.slots.quarantined(),
-            pending: state.pending.len(),
+            pending: state.pending.len() + state.held_back.len(),
             ..state.stats
         }
     }

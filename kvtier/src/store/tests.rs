@@ -238,6 +238,27 @@ fn a_chain_is_found_again_parents_first_even_if_it_closes_upon_itself() {
 }
 
 #[test]
+fn what_is_held_back_is_read_but_not_written_down_until_it_is_released() {
+    let folder = tempfile::tempdir().unwrap();
+    let medium = Mapped { folder: folder.path().to_owned() };
+    let store = open(&medium);
+    let bytes = payload(1, 0, LAYOUT.block_bytes);
+    let block = |number| Put { key: key(number), after: None, owner: Owner(0), payload: &bytes };
+    let held_back = store.put_held_back(&[block(1), block(2), block(3)]);
+    assert!(held_back.iter().all(Result::is_ok), "{held_back:?}");
+    assert!([1, 2, 3].iter().all(|number| store.has(key(*number))));
+    assert!(store.remove(key(3)));
+    store.release([key(2), key(3), key(9)]);
+    store.commit().unwrap();
+    assert_eq!(store.stats().pending, 1);
+    let again = open(&medium);
+    assert_eq!([1, 2, 3].map(|number| again.has(key(number))), [false, true, false]);
+    store.release([key(1)]);
+    store.commit().unwrap();
+    assert!(open(&medium).has(key(1)));
+}
+
+#[test]
 fn a_folder_is_one_stores_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path(), LAYOUT, Backend::Auto).unwrap();
