@@ -23,6 +23,7 @@ pub mod serve;
 pub mod snapshot;
 pub mod state;
 pub mod tier;
+pub mod traces;
 pub mod traffic;
 pub mod transfer;
 mod wall;
