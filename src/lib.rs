@@ -10,8 +10,8 @@
 pub mod args;
 pub mod config;
 pub mod ctl;
-pub mod hints;
 pub mod discovery;
+pub mod hints;
 pub mod ingest;
 pub mod liveness;
 pub mod metrics;
@@ -23,6 +23,7 @@ pub mod serve;
 pub mod snapshot;
 pub mod state;
 pub mod tier;
+pub mod traces;
 pub mod traffic;
 pub mod transfer;
 mod wall;

@@ -23,6 +23,7 @@ use kvd::serve::{Restored, Service, grpc, http};
 use kvd::snapshot::{Files, Runner};
 use kvd::state::Catalog;
 use kvd::tier::{TierArgs, TierConfig};
+use kvd::traces::Traces;
 use kvd::transfer::cost::Starting;
 use kvd::transfer::key;
 use kvd::transfer::learned::Learned;
@@ -163,6 +164,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut service =
         Service::new(Arc::clone(&index), Arc::clone(&publishers), config.limits, config.weights);
     service.warmup_limit = config.warmup_timeout;
+    service.traces = config.traces.as_ref().map(Traces::start).transpose().context("send traces")?;
     service.peers = Peers::new(config.peers);
     service.discovery = Discovery::new(&config.discovery);
     if config.transfers.enabled {
@@ -227,6 +229,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         publishers.stop();
         if let Some(snapshots) = service.snapshots.get() {
             snapshots.finish();
+        }
+        if let Some(traces) = &service.traces {
+            traces.stop();
         }
         catalog.sync()
     });

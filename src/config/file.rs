@@ -19,6 +19,7 @@ use crate::peers::PeersConfig;
 use crate::registration::Registration;
 use crate::serve::Limits;
 use crate::snapshot::Schedule;
+use crate::traces::TracesConfig;
 
 /// The whole file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -33,6 +34,7 @@ pub(super) struct File {
     pub snapshot: SnapshotTable,
     pub peers: PeersTable,
     pub log: LogTable,
+    pub traces: TracesTable,
     pub index: IndexTable,
     pub limits: LimitsTable,
     pub weights: WeightsTable,
@@ -48,6 +50,14 @@ pub(super) struct File {
 pub(super) struct LogTable {
     pub level: Option<String>,
     pub format: Option<String>,
+}
+
+/// `[traces]`
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct TracesTable {
+    pub endpoint: Option<String>,
+    pub sample: Option<f64>,
+    pub service_name: Option<String>,
 }
 
 /// `[snapshot]`
@@ -213,6 +223,24 @@ impl PeersTable {
         let PeersTable { addresses, compare_every } = self;
         set(&mut to.addresses, addresses);
         set(&mut to.compare_every, compare_every.map(|t| t.0));
+    }
+}
+
+impl TracesTable {
+    /// `None` where nobody is told.
+    pub(super) fn check(self) -> Result<Option<TracesConfig>, ConfigError> {
+        let TracesTable { endpoint, sample, service_name } = self;
+        let sample = sample.unwrap_or(0.1);
+        if !(0.0..=1.0).contains(&sample) {
+            return Err(invalid("traces.sample", sample, "is outside 0..1"));
+        }
+        let Some(endpoint) = endpoint.filter(|e| !e.is_empty()) else { return Ok(None) };
+        if !endpoint.starts_with("http://") || endpoint.parse::<axum::http::Uri>().is_err() {
+            let why = "must be http://host:port, the collector's OTLP port for gRPC";
+            return Err(invalid("traces.endpoint", endpoint, why));
+        }
+        let service_name = service_name.unwrap_or_else(|| "kvd".to_owned());
+        Ok(Some(TracesConfig { endpoint, service_name, sample }))
     }
 }
 

@@ -24,6 +24,7 @@ use crate::publisher::PublisherSpec;
 use crate::registration::{RegistrationError, check_bind, check_health_url, parse_engine};
 use crate::serve::{Limits, WARMUP_LIMIT};
 use crate::snapshot::Schedule;
+use crate::traces::TracesConfig;
 use file::{File, ListenTable};
 pub use transfers::Transfers;
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub log_level: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Where spans go; `None` = nowhere.
+    pub traces: Option<TracesConfig>,
     /// Limits of the index.
     pub index: IndexConfig,
     /// Limits of a request.
@@ -88,6 +91,7 @@ impl Default for Config {
             peers: PeersConfig::default(),
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
+            traces: None,
             index: IndexConfig::default(),
             limits: Limits::default(),
             weights: TierWeights::default(),
@@ -192,6 +196,7 @@ impl Config {
             snapshot,
             peers,
             log,
+            traces,
             index,
             limits,
             weights,
@@ -213,6 +218,7 @@ impl Config {
         if let Some(format) = log.format {
             self.log_format = parse_log_format("log.format", &format)?;
         }
+        self.traces = traces.check()?;
         index.apply(&mut self.index)?;
         limits.apply(&mut self.limits);
         weights.apply(&mut self.weights);

@@ -38,6 +38,7 @@ fn the_example_file_names_every_key_there_is() {
         snapshot,
         peers,
         log,
+        traces,
         index,
         limits,
         weights,
@@ -54,6 +55,10 @@ fn the_example_file_names_every_key_there_is() {
     assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));
+    assert!(matches!(
+        traces,
+        file::TracesTable { endpoint: Some(_), sample: Some(_), service_name: Some(_) }
+    ));
     assert!(matches!(
         index,
         file::IndexTable {
@@ -237,4 +242,14 @@ fn a_file_that_is_not_there_is_named() {
             .to_string()
             .starts_with("config file /nowhere/kvd.toml: No such file")
     );
+}
+
+#[test]
+fn traces_go_nowhere_unless_it_is_said_where() {
+    assert_eq!(from_toml("[traces]\nsample = 1.0").unwrap().traces, None);
+    let traces = from_toml("[traces]\nendpoint = \"http://collector:4317\"").unwrap().traces.unwrap();
+    assert_eq!((traces.service_name.as_str(), traces.sample), ("kvd", 0.1));
+    for bad in ["endpoint = \"collector:4317\"", "endpoint = \"https://c\"", "sample = 1.5"] {
+        assert!(from_toml(&format!("[traces]\n{bad}")).is_err(), "{bad}");
+    }
 }

@@ -163,6 +163,9 @@ impl Service {
     ) -> Result<Asked, AskError> {
         let began = Instant::now();
         let asked = ask();
+        if let Some(traces) = &self.traces {
+            traces.score(query, &asked, began.elapsed());
+        }
         match &asked {
             Ok(a) => {
                 let ended = Instant::now();

@@ -42,6 +42,7 @@ use crate::hints::Hints;
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
 use crate::snapshot::Runner;
+use crate::traces::Traces;
 use crate::traffic::Traffic;
 use crate::warmup::{Known, Stage};
 use outcome::Outcomes;
@@ -69,6 +70,8 @@ pub struct Service {
     pub counters: Counters,
     /// What was asked lately.
     pub traffic: Traffic,
+    /// Tells collectors of questions; `None` = nobody is told.
+    pub traces: Option<Traces>,
     /// When the process began to serve; uptime and routing deadlines count from here.
     pub started: Instant,
     /// Prompts that a `score_token` stands for.
@@ -173,6 +176,7 @@ impl Service {
             weights,
             counters: Counters::default(),
             traffic: Traffic::default(),
+            traces: None,
             started: Instant::now(),
             score_tokens: ScoreTokens::new(
                 limits.max_score_tokens,

@@ -1,8 +1,9 @@
 //! What has been asked lately, and how much of it is cached?
 //!
-//! For people ([`crate::serve::http`]'s page): no answer depends on it. Every query adds to two counters;
+//! For people ([`crate::serve::http`]'s page): no answer depends on it. Every query adds to three sums;
 //! at most [`RATE`] of them a second are looked at more closely and stand for those that were passed over
-//! in between. So the cost is bounded whatever is asked: a look takes some 10 to 100 µs.
+//! in between. So the cost is bounded whatever is asked: a look hashes some 30,000 tokens at most and goes
+//! over the candidates once, and never waits for somebody who reads.
 
 mod path;
 mod tree;

@@ -52,6 +52,7 @@ class Kvd:
         found = re.search(r"grpc=(\S+) http=(\S+)", line) or fail(f"kvd says {line!r}, see {args.dir}/kvd.log")
         self.grpc, self.http = found.groups()
         self.args = args
+        self.engines = []
 
     def ask(self, path, body=None):
         connection = http.client.HTTPConnection(self.http, timeout=20)
@@ -68,11 +69,16 @@ class Kvd:
         text = connection.getresponse().read().decode()
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if re.match(rf"{name}[{{ ]", line))
 
-    def kvctl(self, *words):
+    def engine(self, *words):
+        """Starts an engine that stays until `end`: one that goes away is forgotten."""
         command = [self.args.kvctl, "--grpc", self.grpc, "--http", self.http, *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            fail(f"kvctl {' '.join(map(str, words))}: {done.stderr}")
+        log = open(self.args.dir / "engines.log", "ab")
+        self.engines.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+
+    def end(self):
+        for process in [*self.engines, self.process]:
+            process.kill()
+            process.wait()
 
     def until(self, what, good):
         deadline = time.monotonic() + PATIENCE
@@ -132,8 +138,8 @@ def recorded(kvd, captures):
             "127.0.0.1:9004": ("vllm032-block128", 128), "127.0.0.1:9005": ("vllm032-sched-offload-self-chunk1", 16)}
     for instance, (file, block) in pods.items():
         model = "demo-offload" if instance.endswith("5") else "demo"
-        kvd.kvctl("replay", captures / f"{file}.kvcap", "--register", "--model", model, "--instance", instance,
-                  "--type", "vLLM", "--block-size", str(block))
+        kvd.engine("replay", captures / f"{file}.kvcap", "--register", "--model", model, "--instance", instance,
+                   "--type", "vLLM", "--block-size", str(block), "--hold")
     kvd.ask("/register", {"endpoint": "tcp://127.0.0.1:9", "type": "vLLM", "modelname": HOSTILE, "instance_id": HOSTILE,
                           "block_size": 16, "dp_rank": 0})
     recorded = json.loads((captures / "vllm032-block128.json").read_text())
@@ -270,6 +276,10 @@ def fleet(kvd, browser, args):
     rate = (o["events"]["total"] - before) / (time.monotonic() - began)
     print(f"  --  {len(o['pods'])} pods, {rate:.0f} events/s: {frames['frames']} frames in 8 s, median {frames['median']:.1f} ms, "
           f"longest {frames['longest']:.1f} ms, {frames['dropped']} late; long tasks {[round(t) for t in frames['long']]}")
+    time.sleep(1)  # what is kept is made anew
+    began = time.monotonic()
+    size = len(json.dumps(kvd.ask("/v1/overview")))
+    print(f"  --  /v1/overview: {size // 1024} KiB in {(time.monotonic() - began) * 1000:.0f} ms, made anew by a debug build")
     print(f"  --  one look takes the browser, median ms: {looker.page.evaluate(UPDATE)}")
     check("pods followed", looker.text("#tile-pods .value").split(" / ")[1], str(sum(o["states"].values())))
     check("a page of them has rows", looker.page.locator("#pod-table tbody tr").count(), 25)
@@ -327,7 +337,7 @@ def main():
             empty.end("empty")
             print("recorded engines")
             prompts = recorded(kvd, args.captures)
-            kvd.until("the streams", lambda o: len(o["pods"]) == 5 and o["events"]["total"] > 0)
+            kvd.until("the streams", lambda o: o["states"].get("live") == 4 and sum(o["index"]["blocks"].values()) == 27)
             for prompt in prompts[-20:]:
                 kvd.ask("/query", {"model": "demo", "token_ids": prompt})
                 time.sleep(0.02)
@@ -350,8 +360,7 @@ def main():
             looker.context.close()
             browser.close()
     finally:
-        kvd.process.kill()
-        kvd.process.wait()
+        kvd.end()
     print(f"all good; pictures are in {args.dir}")
 
 

@@ -40,6 +40,7 @@ pub(crate) use ingest::{read_spec, write_spec};
 
 use super::Service;
 use crate::peers::api::PeerApi;
+use crate::traces::Parents;
 
 /// Names that `grpc.health.v1` knows besides "" (the process).
 const LIVENESS: &str = "liveness";
@@ -85,6 +86,7 @@ pub async fn serve(
         .concurrency_limit_per_connection(MAX_REQUESTS)
         // Finds clients that are gone without a word, whose streams would stay forever.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .layer(Parents { wanted: service.traces.is_some() })
         .add_service(
             IndexServiceServer::new(index::IndexApi::new(Arc::clone(&service)))
                 .max_decoding_message_size(most),

@@ -30,6 +30,7 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 
 use super::Service;
+use crate::traces::Parents;
 use body::Bodies;
 use error::Refusal;
 
@@ -43,6 +44,7 @@ struct Http {
 /// Every path and method.
 pub fn router(service: Arc<Service>) -> Router {
     let bodies = Bodies::new(service.limits.max_body_bytes);
+    let parents = Parents { wanted: service.traces.is_some() };
     Router::new()
         .route("/register", post(register::register))
         .route("/unregister", post(register::unregister))
@@ -60,6 +62,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .merge(page::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(parents)
         .with_state(Arc::new(Http { service, bodies, views: page::Views::default() }))
 }
 

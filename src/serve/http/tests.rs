@@ -36,7 +36,7 @@ impl Kvd {
         Kvd { router: super::router(Arc::clone(&service)), service }
     }
 
-    async fn send(&self, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
+    pub(super) async fn send(&self, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, String) {
         let request = Request::builder().method(method).uri(path).body(body.into()).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status();

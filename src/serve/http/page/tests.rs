@@ -103,6 +103,28 @@ async fn the_overview_counts_what_pods_hold_and_what_was_asked() {
 }
 
 #[tokio::test]
+async fn what_engines_report_is_shown_beside_what_was_possible() {
+    let kvd = Kvd::start();
+    let a = kvd.register(A, 0).await;
+    kvd.store(a, 0, 3, Tier::Gpu);
+    let mut asked = prompt(24);
+    asked["request_id"] = json!("r1");
+    kvd.post("/query", asked).await;
+    let report =
+        json!({"request_id": "r1", "model": "m", "instance_id": A, "cached_tokens": 6, "prompt_tokens": 24});
+    kvd.post("/report_outcome", report.clone()).await;
+    // Told again, it counts once.
+    kvd.post("/report_outcome", report).await;
+    let o = kvd.get("/v1/overview").await;
+    assert_eq!((&o["hit_ratio"]["best"], &o["hit_ratio"]["reported"]), (&json!(0.5), &json!(0.25)));
+    assert_eq!(o["pods"][0]["reported_hit"], 0.25);
+    let (_, metrics) = kvd.send("GET", "/metrics", Body::empty()).await;
+    for (name, value) in [("kvd_outcome_prompt_tokens_total", 24), ("kvd_outcome_cached_tokens_total", 6)] {
+        assert!(metrics.contains(&format!("\n{name} {value}\n")), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn an_overview_is_made_once_for_all_who_look() {
     let kvd = Kvd::start();
     let first = text(fetch(&kvd, "/v1/overview", &[]).await).await;

@@ -52,6 +52,7 @@ function stage(o) {
   const back = n ? `; ${count(n)} publishers back from ${from}` : '';
   const [text, className] = {
     restoring: ['restoring what was known', 'warn'],
+    discovering: ['looking for engines', 'warn'],
     warming: [`warming up: waiting for ${count(waiting)}`, 'warn'],
     given_up: [`ready, degraded: ${count(waiting)} not followed yet`, 'bad'],
     warm: [live < total ? `ready, degraded: ${count(total - live)} of ${count(total)} not live` : 'ready', live < total ? 'warn' : 'good'],
