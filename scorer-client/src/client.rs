@@ -6,9 +6,10 @@ use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
 use tonic::codegen::tokio_stream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
+use crate::connect::Dial;
 use crate::{
     ConnectError, HashSpec, HashSpecCall, Outcome, OutcomeCall, Outcomes, Routed, RoutingCall, ScoreCall,
     ScoreError, Scores,
@@ -18,14 +19,14 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Builder {
     endpoint: String,
-    connect_timeout: Duration,
+    dial: Dial,
     deadline: Duration,
 }
 
 impl Builder {
     /// Gives up dialling after this long; 1 s unless set.
     pub fn connect_timeout(self, timeout: Duration) -> Builder {
-        Builder { connect_timeout: timeout, ..self }
+        Builder { dial: Dial { connect_timeout: timeout, ..self.dial }, ..self }
     }
 
     /// Every call ends after this long, answered or not; 5 ms unless set.
@@ -39,8 +40,8 @@ impl Builder {
     ///
     /// [`ConnectError`] where the address makes no sense or nothing answers there in time.
     pub async fn connect(self) -> Result<ScorerClient, ConnectError> {
-        match self.dial()?.connect().await {
-            Ok(channel) => Ok(self.client(channel)),
+        match self.dial.endpoint(&self.endpoint)?.connect().await {
+            Ok(channel) => Ok(ScorerClient::over(channel, self.deadline)),
             Err(source) => Err(ConnectError::Unreachable { endpoint: self.endpoint, source }),
         }
     }
@@ -52,22 +53,8 @@ impl Builder {
     ///
     /// [`ConnectError::Endpoint`] where the address makes no sense.
     pub fn connect_lazy(self) -> Result<ScorerClient, ConnectError> {
-        let channel = self.dial()?.connect_lazy();
-        Ok(self.client(channel))
-    }
-
-    fn dial(&self) -> Result<Endpoint, ConnectError> {
-        Endpoint::from_shared(self.endpoint.clone())
-            .map(|e| e.connect_timeout(self.connect_timeout))
-            .map_err(|source| ConnectError::Endpoint { endpoint: self.endpoint.clone(), source })
-    }
-
-    fn client(&self, channel: Channel) -> ScorerClient {
-        ScorerClient {
-            inner: IndexServiceClient::new(channel.clone()),
-            transfers: TransferServiceClient::new(channel),
-            deadline: self.deadline,
-        }
+        let channel = self.dial.endpoint(&self.endpoint)?.connect_lazy();
+        Ok(ScorerClient::over(channel, self.deadline))
     }
 }
 
@@ -91,16 +78,21 @@ impl ScorerClient {
 
     /// A client of `http://host:port` with other timeouts.
     pub fn builder(endpoint: impl Into<String>) -> Builder {
-        Builder {
-            endpoint: endpoint.into(),
-            connect_timeout: Duration::from_secs(1),
-            deadline: Duration::from_millis(5),
-        }
+        Builder { endpoint: endpoint.into(), dial: Dial::default(), deadline: Duration::from_millis(5) }
     }
 
     /// The same connection with another deadline for its calls.
     pub fn with_deadline(&self, deadline: Duration) -> ScorerClient {
         ScorerClient { deadline, ..self.clone() }
+    }
+
+    /// A client on a connection that somebody else made.
+    pub(crate) fn over(channel: Channel, deadline: Duration) -> ScorerClient {
+        ScorerClient {
+            inner: IndexServiceClient::new(channel.clone()),
+            transfers: TransferServiceClient::new(channel),
+            deadline,
+        }
     }
 
     pub(crate) fn transfers(&self) -> TransferServiceClient<Channel> {

@@ -16,6 +16,12 @@ pub enum ConnectError {
         /// What is wrong with it.
         source: tonic::transport::Error,
     },
+    /// A place of replicas is not a host and a port.
+    #[error("{place:?} is not a host and a port, such as http://kvd-headless:50051")]
+    Place {
+        /// What was given.
+        place: String,
+    },
     /// Nothing answers there.
     #[error("{endpoint} cannot be reached")]
     Unreachable {

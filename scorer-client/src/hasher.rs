@@ -110,6 +110,11 @@ impl PromptHasher {
         PromptHasher::checked(spec.seed, block_size)
     }
 
+    /// Tokens per block.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
     /// The rolling hash of each whole block, from the root. `items` are in order of their offset.
     pub fn hashes<'a>(
         &self,

@@ -2,6 +2,7 @@
 
 mod captures;
 mod catalog;
+mod client;
 mod forms;
 mod grpc;
 mod hostile;
