@@ -8,6 +8,7 @@ mod grpc;
 mod hostile;
 mod liveness;
 mod outcomes;
+mod python;
 mod recovery;
 mod replicas;
 mod shapes;
