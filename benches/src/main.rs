@@ -14,6 +14,7 @@ mod machine;
 mod plan;
 mod plan_parts;
 mod recovery;
+mod replicas;
 mod report;
 mod score;
 mod server;
@@ -65,6 +66,8 @@ enum Workload {
     Ingest(ingest::Args),
     /// How soon does kvd know again what it knew, from its disk and from another replica?
     Recovery(recovery::Args),
+    /// What does a scheduler notice when one of three replicas stalls or dies?
+    Replicas(replicas::Args),
     /// What does it cost to write down what the index holds, and to read it again?
     Snapshot(snapshot::Args),
     /// How often does the tier policy have what is asked for, beside published policies?
@@ -115,6 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Throughput(args) => throughput::run(&setting, &args),
         Workload::Ingest(args) => ingest::run(&setting, &args),
         Workload::Recovery(args) => recovery::run(&setting, &args),
+        Workload::Replicas(args) => replicas::run(&setting, &args),
         Workload::Snapshot(args) => snapshot::run(&setting, &args),
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),

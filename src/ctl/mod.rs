@@ -20,6 +20,7 @@ mod publishers;
 mod register;
 mod replay;
 mod score;
+pub mod simulate;
 mod stats;
 mod target;
 mod term;
@@ -136,6 +137,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Show pods, tiers, rates and lag as they change
     Watch(watch::WatchArgs),
+    /// Play a request trace against simulated pods by several routing rules, and compare them
+    Simulate(simulate::SimulateArgs),
     /// Replay captures against kvd and compare its predictions with what the engines reported
     Verify(verify::VerifyArgs),
 }
@@ -190,6 +193,7 @@ async fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let global = &cli.global;
     match &cli.command {
         Command::Dump(args) => dump::run(global, args, out).await,
+        Command::Simulate(args) => simulate::run(global, args, out),
         Command::Score(args) => score::run(global, args, out).await,
         Command::Explain(args) => explain::run(global, args, out).await,
         Command::Publishers(args) => publishers::list(global, args, out).await,

@@ -1,6 +1,6 @@
 //! Traces from a few rules and a seed, so that no policy is tuned to one recording.
 
-use super::trace::{Request, Trace};
+use kvd::ctl::simulate::trace::{Request, Trace};
 
 /// A way to use a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

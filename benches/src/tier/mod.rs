@@ -8,7 +8,6 @@ pub mod disk;
 pub mod made_up;
 pub mod records;
 mod rivals;
-pub mod trace;
 
 use std::path::PathBuf;
 
@@ -16,8 +15,8 @@ use kvtier::policy::{BlockId, Config, Move, Owner, Planner, Ranking, Shadows, Ti
 
 use crate::machine;
 use crate::report::Verdict;
+use kvd::ctl::simulate::trace::Trace;
 use made_up::Kind;
-use trace::Trace;
 
 /// Goals on the recorded conversations: blocks, hit ratio in percent.
 const GOALS: [(u32, f64); 4] = [(2_000, 9.5), (5_000, 16.0), (10_000, 22.5), (20_000, 29.9)];

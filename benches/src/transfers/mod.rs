@@ -3,28 +3,25 @@
 //! A cluster is simulated step by step ([`world`]); the rules of others and kvd's planner route the
 //! same requests through it, knowing the same ([`view`]). README.md says what is modelled.
 
-mod cache;
 mod net;
 mod planned;
 mod plot;
-mod pod;
 mod rules;
 mod view;
-mod workload;
 mod world;
 
 use std::path::PathBuf;
 
+use kvd::ctl::simulate::pod::Engine;
+use kvd::ctl::simulate::workload::{BLOCK, Dice, GONE, Job, Workload};
 use kvd::transfer::plan::Policy;
 
 use crate::report::Verdict;
-use crate::tier::made_up::Kind;
+use crate::tier::made_up::{self, Kind};
 use net::Speeds;
 use planned::Planned;
-use pod::Engine;
 use rules::{Conditional, Dynamo, LlmD};
 use view::Router;
-use workload::Workload;
 use world::{Cluster, Outcome};
 
 /// What to run.
@@ -133,7 +130,7 @@ impl Who {
         let dynamo = |kind| Box::new(Dynamo { kind });
         let kvd = |pulls| {
             let (bytes, parity) = (ENGINE.token_bytes, ENGINE.parity);
-            let room = ENGINE.gpu as u64 * u64::from(workload::BLOCK);
+            let room = ENGINE.gpu as u64 * u64::from(BLOCK);
             Box::new(Planned::new(pods, SPEEDS.rack, bytes, parity, room, pulls, policy.clone()))
         };
         match self {
@@ -164,7 +161,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         workloads.push(Workload::read(path)?);
     }
     for seed in &args.seeds {
-        workloads.extend(Kind::ALL.iter().map(|kind| Workload::made_up(*kind, *seed)));
+        workloads.extend(Kind::ALL.iter().map(|kind| made_up(*kind, *seed)));
     }
     let mut verdict = Verdict::default();
     let mut panels = Vec::new();
@@ -198,6 +195,22 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         std::fs::write(path, plot::svg(&panels))?;
     }
     Ok(verdict)
+}
+
+/// A made-up trace; its answers are as long as people's conversations have them.
+fn made_up(kind: Kind, seed: u64) -> Workload {
+    let trace = made_up::make(kind, seed);
+    let mut dice = Dice::new(seed.wrapping_mul(0x9e37_79b9));
+    let jobs = trace.requests.iter().map(|r| Job {
+        at: r.at as f64 / 1e3,
+        chain: r.chain.clone(),
+        // The last block is followed by part of another.
+        tokens: r.chain.len() as u32 * BLOCK + 1 + (dice.unit() * f64::from(BLOCK - 1)) as u32,
+        // Log-normal around 250, as the recorded conversations are around 350 on average.
+        output: (250.0 * (dice.normal() * 0.9).exp()).clamp(1.0, 4000.0) as u32,
+        gone: dice.unit() < GONE,
+    });
+    Workload { name: trace.name.clone(), jobs: jobs.collect() }
 }
 
 fn table(title: &str, rows: &mut [(Who, Outcome)], floor: &[f64], verdict: &mut Verdict) {

@@ -11,7 +11,7 @@ use kvd::transfer::types::{
 };
 
 use super::view::{Route, Router, Told, View};
-use super::workload::{BLOCK, Job};
+use kvd::ctl::simulate::workload::{BLOCK, Job};
 
 pub struct Planned {
     question: Question,

@@ -1,7 +1,7 @@
 //! The rules of others, as their documents describe them.
 
 use super::view::{Route, Router, Told, View};
-use super::workload::{BLOCK, Job};
+use kvd::ctl::simulate::workload::{BLOCK, Job};
 
 /// llm-d's scorers and deciders.
 pub struct LlmD {

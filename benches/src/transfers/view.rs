@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::cache::Change;
-use super::workload::{BLOCK, Job};
+use kvd::ctl::simulate::cache::Change;
+use kvd::ctl::simulate::workload::{BLOCK, Job};
 
 /// How old an engine's event is when a router sees it, seconds.
 pub const DELAY: f64 = 0.02;

@@ -6,9 +6,9 @@ use std::collections::{BinaryHeap, VecDeque};
 use rustc_hash::FxHashMap;
 
 use super::net::{Net, Speeds};
-use super::pod::{Engine, Pod, Prompt, private_blocks};
 use super::view::{DELAY, Route, Router, Told, View};
-use super::workload::{BLOCK, Job, Workload};
+use kvd::ctl::simulate::pod::{Engine, Pod, Prompt, private_blocks};
+use kvd::ctl::simulate::workload::{BLOCK, Job, Workload};
 
 /// How often a router asks engines how they are, seconds.
 const SCRAPE: f64 = 0.1;

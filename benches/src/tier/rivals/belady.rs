@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::tier::trace::Trace;
+use kvd::ctl::simulate::trace::Trace;
 
 /// The hit ratio of keeping, after each prompt, the blocks that are asked for again soonest. Of
 /// blocks asked for by the same prompt, those nearer to the root.

@@ -13,7 +13,7 @@ mod tiny;
 
 pub use belady::belady;
 
-use super::trace::Trace;
+use kvd::ctl::simulate::trace::Trace;
 
 /// A cache of blocks.
 pub trait Cache {

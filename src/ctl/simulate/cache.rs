@@ -36,6 +36,7 @@ struct Held {
 }
 
 impl Cache {
+    /// An empty pool.
     pub fn new(room: usize) -> Cache {
         Cache { room, ..Cache::default() }
     }

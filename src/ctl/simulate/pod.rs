@@ -15,13 +15,15 @@ pub struct Engine {
     pub parity: f64,
     /// Seconds that a step takes at least.
     pub step_s: f64,
-    /// Seconds per running request and step, and per token of cache it reads.
+    /// Seconds per running request and step.
     pub running_s: f64,
+    /// Seconds per token of cache that a running request reads in a step.
     pub read_s: f64,
     /// Tokens computed in a step at most.
     pub budget: u32,
-    /// Blocks on the GPU and in host memory.
+    /// Blocks on the GPU.
     pub gpu: usize,
+    /// Blocks in host memory.
     pub cpu: usize,
     /// Bytes per second from host memory to the GPU.
     pub load: f64,
@@ -32,18 +34,21 @@ pub struct Engine {
 /// A prompt to be computed.
 #[derive(Clone, Debug)]
 pub struct Prompt {
+    /// Which request it is of.
     pub job: usize,
+    /// Its tokens.
     pub tokens: u32,
     /// Tokens computed or found so far; set when it is admitted.
     pub done: u32,
-    /// Tokens that were found, and blocks of them on the GPU.
+    /// Tokens that were found.
     pub found: u32,
+    /// Blocks of them on the GPU.
     pub on_gpu: usize,
     /// Tokens to decode here afterwards; 0 = it is handed over.
     pub output: u32,
     /// A pull for it is under way.
     pub held_up: bool,
-    /// Seconds, and step, at which computing began.
+    /// Seconds at which computing began.
     pub began: f64,
 }
 
@@ -62,8 +67,11 @@ pub struct Ended {
 #[derive(Debug)]
 pub struct Pod {
     engine: Engine,
+    /// Blocks on the GPU.
     pub gpu: Cache,
+    /// Blocks in host memory.
     pub cpu: Cache,
+    /// Prompts that are not being computed yet, in the order they came.
     pub waiting: VecDeque<Prompt>,
     /// Being computed, with the tokens of this step.
     computing: Vec<(Prompt, u32)>,
@@ -75,12 +83,14 @@ pub struct Pod {
     running: BinaryHeap<Reverse<(u64, usize, u32)>>,
     context: f64,
     steps: u64,
+    /// A step is under way.
     pub stepping: bool,
     /// Seconds of prefill, for utilisation.
     pub prefill_s: f64,
 }
 
 impl Pod {
+    /// An engine with nothing in its caches.
     pub fn new(engine: Engine) -> Pod {
         Pod {
             gpu: Cache::new(engine.gpu),

@@ -6,15 +6,14 @@ use std::path::Path;
 use anyhow::Context;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::tier::made_up::{self, Kind};
-use crate::tier::trace::Trace;
+use super::trace::Trace;
 
 /// Tokens per block of every trace.
 pub const BLOCK: u32 = 512;
 /// A block that so many prompts have belongs to no one conversation.
 const SHARED: u32 = 64;
 /// Part of the clients that go away while their prompt is being prefilled.
-const GONE: f64 = 0.01;
+pub const GONE: f64 = 0.01;
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -53,7 +52,7 @@ impl Workload {
         }
         // As the trace itself is sorted.
         lengths.sort_by_key(|l| l.0);
-        let mut dice = Dice(0x5eed);
+        let mut dice = Dice::new(0x5eed);
         let jobs = trace.requests.iter().zip(&lengths).map(|(r, (_, input, output))| {
             let tokens = (*input).max(1) as u32;
             Job {
@@ -65,22 +64,6 @@ impl Workload {
             }
         });
         Ok(Workload { name: trace.name.clone(), jobs: jobs.collect() })
-    }
-
-    /// A made-up trace; its answers are as long as people's conversations have them.
-    pub fn made_up(kind: Kind, seed: u64) -> Workload {
-        let trace = made_up::make(kind, seed);
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9) | 1);
-        let jobs = trace.requests.iter().map(|r| Job {
-            at: r.at as f64 / 1e3,
-            chain: r.chain.clone(),
-            // The last block is followed by part of another.
-            tokens: r.chain.len() as u32 * BLOCK + 1 + (dice.unit() * f64::from(BLOCK - 1)) as u32,
-            // Log-normal around 250, as the recorded conversations are around 350 on average.
-            output: (250.0 * (dice.normal() * 0.9).exp()).clamp(1.0, 4000.0) as u32,
-            gone: dice.unit() < GONE,
-        });
-        Workload { name: trace.name.clone(), jobs: jobs.collect() }
     }
 
     /// The first so many, for short runs.
@@ -155,25 +138,33 @@ impl Workload {
     }
 }
 
-/// xorshift64*
-struct Dice(u64);
+/// Chances that fall the same way in every run: xorshift64*.
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
 
 impl Dice {
+    /// Begins with `seed`.
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed | 1)
+    }
+
     /// Of something that is to fall the same way each time.
-    fn of(what: u64) -> Dice {
+    pub fn of(what: u64) -> Dice {
         let z = (what ^ (what >> 30)).wrapping_add(0x9e37_79b9).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         Dice((z ^ (z >> 31)) | 1)
     }
 
-    fn unit(&mut self) -> f64 {
+    /// From 0 to 1.
+    pub fn unit(&mut self) -> f64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    fn normal(&mut self) -> f64 {
+    /// Around 0, mostly between -2 and 2.
+    pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
     }
 }
