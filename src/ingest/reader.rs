@@ -23,7 +23,7 @@ const MAX_FRAMES: usize = 16;
 const TURN: usize = 128;
 
 /// How often sockets that bring no messages are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Where a socket's messages go.
 pub enum Inflow {

@@ -109,7 +109,7 @@ fn what_a_node_holds_is_counted_for_its_pods_and_stays_so_through_restarts() {
     kvd.wait("kvd to have asked", || cached(&kvd, "pod", &tokens) == [16, 0, 16, 16]);
     pod.publish(&[record(1, stored_payload(501.0, 1000, &tokens[..], 16))]);
     kvd.wait("the names to be understood", || cached(&kvd, "pod", &tokens) == [320, 0, 320, 320]);
-    assert_eq!(kvd.publisher("n1").expect("registered")["complete"], true);
+    kvd.wait("all to be known", || kvd.publisher("n1").is_some_and(|p| p["complete"] == true));
     running.end(Duration::from_secs(5));
 }
 
