@@ -106,6 +106,9 @@ const MODEL: &str = "m";
 /// How long an announced routing counts, ms; kvd's own default.
 const TTL: u64 = 2000;
 
+/// Said with every question: of a pod that has stored nothing yet the index knows no size.
+const BLOCK: Option<u32> = Some(1);
+
 /// The index itself. A block of the trace is one token to it: all that it looks at is which blocks are alike.
 struct Exact {
     weight: f64,
@@ -135,6 +138,7 @@ impl Rule for Exact {
         let tokens: Vec<u32> = job.chain.iter().map(|b| b + 1).chain([0]).collect();
         let query = Query {
             speculative: self.announce,
+            block_size: BLOCK,
             ..Query::new(TENANT, MODEL, kvindex::Prompt::tokens(&tokens))
         };
         let answer = self.index.query(&query);
@@ -150,7 +154,8 @@ impl Rule for Exact {
         if self.announce {
             self.requests += 1;
             let name = self.requests.to_string();
-            let whole = Query::new(TENANT, MODEL, kvindex::Prompt::tokens(&tokens[..job.chain.len()]));
+            let prompt = kvindex::Prompt::tokens(&tokens[..job.chain.len()]);
+            let whole = Query { block_size: BLOCK, ..Query::new(TENANT, MODEL, prompt) };
             self.index.announce(&name, &whole, &[self.pods[pod]], now + TTL);
         }
         pod
