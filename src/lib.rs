@@ -10,8 +10,9 @@
 pub mod args;
 pub mod config;
 pub mod ctl;
-pub mod hints;
 pub mod discovery;
+pub mod guard;
+pub mod hints;
 pub mod ingest;
 pub mod liveness;
 pub mod metrics;

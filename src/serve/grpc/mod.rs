@@ -39,6 +39,8 @@ pub(crate) use index::record_routing;
 pub(crate) use ingest::{read_spec, write_spec};
 
 use super::Service;
+use crate::guard::tls::ServerTls;
+use crate::guard::{GateLayer, wire};
 use crate::peers::api::PeerApi;
 
 /// Names that `grpc.health.v1` knows besides "" (the process).
@@ -68,6 +70,7 @@ pub async fn serve(
     service: Arc<Service>,
     listener: TcpListener,
     health_listener: Option<TcpListener>,
+    tls: Option<Arc<ServerTls>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let most = service.limits.max_body_bytes;
@@ -85,6 +88,7 @@ pub async fn serve(
         .concurrency_limit_per_connection(MAX_REQUESTS)
         // Finds clients that are gone without a word, whose streams would stay forever.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .layer(GateLayer::new(Arc::clone(&service.guard)))
         .add_service(
             IndexServiceServer::new(index::IndexApi::new(Arc::clone(&service)))
                 .max_decoding_message_size(most),
@@ -126,7 +130,7 @@ pub async fn serve(
         }
     };
     let stopping = Notify::new();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = wire::incoming(listener, tls);
     let server = router.serve_with_incoming_shutdown(incoming, async {
         shutdown.await;
         service.set_ready(false);
