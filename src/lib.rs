@@ -11,6 +11,7 @@ pub mod args;
 pub mod config;
 pub mod ctl;
 pub mod discovery;
+pub mod guard;
 pub mod hints;
 pub mod ingest;
 pub mod liveness;

@@ -173,6 +173,15 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_peer_snapshot_bytes_total", "Bytes of snapshots given to other replicas.", |s| {
         load(&s.service.peers.counts.given)
     }),
+    counter("kvd_refused_unknown_total", "Calls refused without a token that is known.", |s| {
+        load(&s.service.guard.refused.unknown)
+    }),
+    counter("kvd_refused_forbidden_total", "Calls refused whose token gives less.", |s| {
+        load(&s.service.guard.refused.forbidden)
+    }),
+    counter("kvd_refused_limited_total", "Calls refused over their client's limit.", |s| {
+        load(&s.service.guard.refused.limited)
+    }),
     gauge("kvd_discovery_synced", "1 when all that there was to discover at the start is followed.", |s| {
         f64::from(u8::from(s.service.discovery.is_synced()))
     }),

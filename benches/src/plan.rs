@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kvd::guard::Dialer;
 use kvd::ingest::{IngestConfig, Publishers};
 use kvd::serve::transfer::{TransferConfig, Transfers};
 use kvd::serve::{Limits, Service};
@@ -122,7 +123,13 @@ fn service(disk: &std::path::Path, sync_plans: bool) -> anyhow::Result<Service> 
     plans.set_model(MODEL, Geometry::uniform(131_072));
     let store: Box<dyn Store> = Box::new(Rocks::open(disk)?);
     let config = TransferConfig { sync_plans, ..TransferConfig::default() };
-    let transfers = Transfers::start(config, Arc::new(plans), Some(store), b"a key of the bench's own")?;
+    let transfers = Transfers::start(
+        config,
+        Arc::new(plans),
+        Some(store),
+        b"a key of the bench's own",
+        &Dialer::default(),
+    )?;
     let service = Service::new(index, publishers, Limits::default(), TierWeights::default());
     Ok(service.with_transfers(Arc::new(transfers)))
 }

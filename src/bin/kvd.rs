@@ -14,6 +14,9 @@ use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
 use kvd::discovery::{self, Cluster, Discovery};
+use kvd::guard::dial::DialConfig;
+use kvd::guard::tls::ServerTls;
+use kvd::guard::{Dialer, Guard};
 use kvd::ingest::Publishers;
 use kvd::liveness;
 use kvd::peers::{self, Peers};
@@ -136,6 +139,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     raise_file_limit(config.ingest.max_publishers);
+    let guard = Arc::new(Guard::load(&config.security).context("guard")?);
+    let tls = ServerTls::load(&config.security).context("read the certificate")?;
+    let dialer = Dialer::load(DialConfig::of_peers(&config.security)).context("reach other replicas")?;
     let catalog = match &config.data_dir {
         Some(dir) => Catalog::open(dir)?,
         None => {
@@ -165,10 +171,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Service::new(Arc::clone(&index), Arc::clone(&publishers), config.limits, config.weights);
     service.warmup_limit = config.warmup_timeout;
     service.traces = config.traces.as_ref().map(Traces::start).transpose().context("send traces")?;
-    service.peers = Peers::new(config.peers);
+    service.peers = Peers::new(config.peers, dialer.clone());
+    service.guard = Arc::clone(&guard);
     service.discovery = Discovery::new(&config.discovery);
     if config.transfers.enabled {
-        service = service.with_transfers(coordinate(config.transfers, config.data_dir.as_deref())?);
+        service = service.with_transfers(coordinate(config.transfers, config.data_dir.as_deref(), &dialer)?);
     }
     let service = Arc::new(service);
 
@@ -181,8 +188,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         }
     };
     let mut servers = JoinSet::new();
-    servers.spawn(grpc::serve(Arc::clone(&service), grpc_listener, health_listener, told_to_stop()));
-    let http = http::serve(Arc::clone(&service), http_listener, told_to_stop());
+    servers.spawn(grpc::serve(
+        Arc::clone(&service),
+        grpc_listener,
+        health_listener,
+        tls.clone(),
+        told_to_stop(),
+    ));
+    let http = http::serve(Arc::clone(&service), http_listener, tls.clone(), told_to_stop());
     servers.spawn(async {
         http.await;
         Ok(())
@@ -191,6 +204,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let restoring = tokio::spawn(restore(Arc::clone(&service), files, config.snapshot.every));
     let hinting = tokio::spawn(kvd::hints::run(Arc::clone(&service)));
     let discovering = tokio::spawn(discovery::run(Arc::clone(&service), config.discovery, cluster));
+    // These end with the process.
+    tokio::spawn(guard.keep_current());
+    tokio::spawn(dialer.keep_current());
+    if let Some(tls) = tls {
+        tokio::spawn(tls.keep_current());
+    }
     let speaking = tokio::spawn(peers::run(Arc::clone(&service)));
     let warming = tokio::spawn(warm_up(Arc::clone(&service)));
     let watching = tokio::spawn(liveness::watch(Arc::clone(&service)));
@@ -258,7 +277,11 @@ fn follow_configured(publishers: &Publishers, configured: Vec<PublisherSpec>) ->
 }
 
 /// Starts to coordinate transfers, from where the last process was.
-fn coordinate(config: kvd::config::Transfers, data_dir: Option<&Path>) -> anyhow::Result<Arc<Transfers>> {
+fn coordinate(
+    config: kvd::config::Transfers,
+    data_dir: Option<&Path>,
+    dialer: &Dialer,
+) -> anyhow::Result<Arc<Transfers>> {
     let key = match config.key {
         Some(key) => key,
         None => key::own(data_dir).context("get a key for plan tokens")?,
@@ -269,7 +292,7 @@ fn coordinate(config: kvd::config::Transfers, data_dir: Option<&Path>) -> anyhow
     }
     let store = data_dir.map(|dir| Rocks::open(&dir.join("transfers"))).transpose()?;
     let store = store.map(|s| Box::new(s) as Box<dyn Store>);
-    Ok(Arc::new(Transfers::start(config.config, Arc::new(plans), store, &key)?))
+    Ok(Arc::new(Transfers::start(config.config, Arc::new(plans), store, &key, dialer)?))
 }
 
 /// Puts back what is known from before, lets publishers be followed from there, and begins to write

@@ -11,6 +11,7 @@ use kvproto::hash::llmd;
 use serde::Deserialize;
 
 use super::discovery::DiscoveryTable;
+use super::security::SecurityTable;
 use super::transfers::TransfersTable;
 use super::units::{Bytes, Time};
 use super::{Config, ConfigError, invalid, set};
@@ -41,6 +42,7 @@ pub(super) struct File {
     pub ingest: IngestTable,
     pub transfers: TransfersTable,
     pub discovery: DiscoveryTable,
+    pub security: SecurityTable,
     pub publisher: Vec<Registration>,
     pub listen: Vec<ListenTable>,
 }

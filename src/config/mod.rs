@@ -6,6 +6,7 @@
 
 mod discovery;
 mod file;
+mod security;
 mod transfers;
 pub(crate) mod units;
 
@@ -18,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
 use crate::discovery::DiscoveryConfig;
+use crate::guard::SecurityConfig;
 use crate::ingest::{IngestConfig, Listen};
 use crate::peers::PeersConfig;
 use crate::publisher::PublisherSpec;
@@ -65,6 +67,8 @@ pub struct Config {
     pub transfers: Transfers,
     /// Where engines are looked for.
     pub discovery: DiscoveryConfig,
+    /// What it is guarded by.
+    pub security: SecurityConfig,
     /// Engines to follow from the start.
     pub publishers: Vec<PublisherSpec>,
 }
@@ -98,6 +102,7 @@ impl Default for Config {
             ingest: IngestConfig::default(),
             transfers: Transfers::default(),
             discovery: DiscoveryConfig::default(),
+            security: SecurityConfig::default(),
             publishers: Vec::new(),
         }
     }
@@ -203,6 +208,7 @@ impl Config {
             ingest,
             transfers,
             discovery,
+            security,
             publisher,
             listen,
         } = file;
@@ -225,6 +231,7 @@ impl Config {
         ingest.apply(&mut self.ingest);
         transfers.apply(&mut self.transfers)?;
         discovery.apply(&mut self.discovery)?;
+        security.apply(&mut self.security);
         for (i, table) in listen.into_iter().enumerate() {
             self.ingest.listen.push(listen_at(i, table)?);
         }
@@ -268,6 +275,7 @@ impl Config {
         if let Some(address) = &self.health_listen {
             check_listen("health_listen", address)?;
         }
+        security::check(&self.security)?;
         EnvFilter::builder()
             .parse(&self.log_level)
             .map_err(|e| invalid("log.level", &self.log_level, format!("{e}; an example is info")))?;

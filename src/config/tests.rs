@@ -45,6 +45,7 @@ fn the_example_file_names_every_key_there_is() {
         ingest,
         transfers,
         discovery,
+        security,
         publisher,
         listen,
     } = file;
@@ -52,6 +53,22 @@ fn the_example_file_names_every_key_there_is() {
     assert!(warmup_timeout.is_some() && health_listen.is_some());
     assert!(transfers.names_every_key());
     assert!(discovery.names_every_key());
+    assert!(matches!(
+        security,
+        security::SecurityTable {
+            certificate: Some(_),
+            key: Some(_),
+            client_ca: Some(_),
+            read_tokens: Some(_),
+            route_tokens: Some(_),
+            write_tokens: Some(_),
+            peer_ca: Some(_),
+            peer_name: Some(_),
+            peer_token: Some(_),
+            max_requests_per_client: Some(_),
+            max_rate_per_client: Some(_),
+        }
+    ));
     assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
     assert!(matches!(snapshot, file::SnapshotTable { interval: Some(_), keep: Some(_) }));
     assert!(matches!(log, file::LogTable { level: Some(_), format: Some(_) }));

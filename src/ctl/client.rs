@@ -8,8 +8,11 @@ use kvproto::rpc::kv::ingest_service_client::IngestServiceClient;
 use kvproto::rpc::kv::tier_service_client::TierServiceClient;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
 use kvproto::rpc::kv::{ListPublishersRequest, PublisherState, PublisherStatus, Tier};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
+
+use crate::guard::Dialer;
+use crate::guard::dial::{Link, innermost};
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -67,25 +70,21 @@ pub enum ClientError {
 #[derive(Clone)]
 pub struct Kvd {
     address: String,
-    channel: Channel,
+    link: Link,
 }
 
 impl Kvd {
     /// Connects to `address`, `HOST:PORT`.
-    pub async fn connect(address: &str) -> Result<Kvd, ClientError> {
+    pub async fn connect(address: &str, dialer: &Dialer) -> Result<Kvd, ClientError> {
         let bad = || ClientError::Address { flag: "grpc", address: address.to_owned() };
         let bare = address.strip_prefix("http://").unwrap_or(address);
         if !has_port(bare) {
             return Err(bad());
         }
         let endpoint = Endpoint::from_shared(format!("http://{bare}")).map_err(|_| bad())?;
-        let channel = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(|e| nobody_at(bare, innermost(&e)))?;
-        Ok(Kvd { address: bare.to_owned(), channel })
+        let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+        let link = dialer.connect(&endpoint, CONNECT_TIMEOUT).await;
+        Ok(Kvd { address: bare.to_owned(), link: link.map_err(|e| nobody_at(bare, innermost(&e)))? })
     }
 
     /// Where it is, `HOST:PORT`.
@@ -94,28 +93,28 @@ impl Kvd {
     }
 
     /// Questions about prompts.
-    pub fn index(&self) -> IndexServiceClient<Channel> {
-        IndexServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn index(&self) -> IndexServiceClient<Link> {
+        IndexServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Registrations.
-    pub fn ingest(&self) -> IngestServiceClient<Channel> {
-        IngestServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn ingest(&self) -> IngestServiceClient<Link> {
+        IngestServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Looking inside.
-    pub fn admin(&self) -> AdminServiceClient<Channel> {
-        AdminServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn admin(&self) -> AdminServiceClient<Link> {
+        AdminServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Transfers between pods.
-    pub fn transfers(&self) -> TransferServiceClient<Channel> {
-        TransferServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn transfers(&self) -> TransferServiceClient<Link> {
+        TransferServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// A node's tiers; answered by `kvd tier` alone.
-    pub fn tiers(&self) -> TierServiceClient<Channel> {
-        TierServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    pub fn tiers(&self) -> TierServiceClient<Link> {
+        TierServiceClient::new(self.link.clone()).max_decoding_message_size(MAX_ANSWER)
     }
 
     /// Every publisher and how it is doing.
@@ -142,15 +141,6 @@ fn nobody_at(address: &str, reason: String) -> ClientError {
 /// Whether `address` ends in a port.
 pub fn has_port(address: &str) -> bool {
     address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-}
-
-/// What lies at the bottom of an error: "Connection refused" rather than "transport error".
-fn innermost(e: &dyn std::error::Error) -> String {
-    let mut e = e;
-    while let Some(source) = e.source() {
-        e = source;
-    }
-    e.to_string()
 }
 
 /// A publisher's state, as kvctl writes it.
@@ -192,10 +182,13 @@ mod tests {
     #[tokio::test]
     async fn nobody_listening_is_told_apart_from_a_bad_address() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        match Kvd::connect(&free.to_string()).await {
+        match Kvd::connect(&free.to_string(), &Dialer::default()).await {
             Err(ClientError::Unreachable { address, .. }) => assert_eq!(address, free.to_string()),
             other => panic!("{:?}", other.err()),
         }
-        assert!(matches!(Kvd::connect("nowhere").await, Err(ClientError::Address { .. })));
+        assert!(matches!(
+            Kvd::connect("nowhere", &Dialer::default()).await,
+            Err(ClientError::Address { .. })
+        ));
     }
 }

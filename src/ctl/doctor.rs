@@ -6,7 +6,6 @@ use clap::Args;
 use kvproto::rpc::kv::{DiagnoseRequest, DiagnoseResponse, Finding, Severity};
 use serde_json::{Value, json};
 
-use crate::ctl::client::Kvd;
 use crate::ctl::term::{Paint, count, printable};
 use crate::ctl::{Global, Outcome};
 
@@ -30,7 +29,7 @@ pub struct DoctorArgs {
 
 /// Asks kvd what is wrong.
 pub async fn run(global: &Global, args: &DoctorArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let answer = kvd.admin().diagnose(DiagnoseRequest {}).await;
     let mut diagnosis = answer.map_err(|s| kvd.failed("diagnose", s))?.into_inner();
     diagnosis.findings.retain(|f| {

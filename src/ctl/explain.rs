@@ -6,7 +6,7 @@ use clap::Args;
 use kvproto::rpc::kv::{ExplainScoreRequest, ExplainScoreResponse, ExplainedBlock};
 use serde_json::{Value, json};
 
-use crate::ctl::client::{Kvd, tier_name};
+use crate::ctl::client::tier_name;
 use crate::ctl::prompt::PromptArgs;
 use crate::ctl::score::endpoint_json;
 use crate::ctl::term::{self, Align, Cell, Paint, Table, printable};
@@ -39,7 +39,7 @@ pub async fn run(global: &Global, args: &ExplainArgs, out: &mut dyn Write) -> an
         instance_id: args.instance.clone(),
         dp_rank: args.rank,
     };
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let what = || format!("explain the score of {} rank {}", args.instance, args.rank);
     let answer = kvd.admin().explain_score(request).await.map_err(|s| kvd.failed(what(), s))?.into_inner();
     if global.json {

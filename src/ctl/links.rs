@@ -5,7 +5,6 @@ use std::io::Write;
 use clap::Args;
 use kvproto::rpc::kv;
 
-use crate::ctl::client::Kvd;
 use crate::ctl::term::{self, Align, Paint, Table};
 use crate::ctl::transfers::{bytes, pod};
 use crate::ctl::{Global, Outcome};
@@ -20,7 +19,7 @@ pub struct LinksArgs {
 
 /// Asks and prints.
 pub async fn run(global: &Global, args: &LinksArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let answer =
         kvd.transfers().list_links(kv::ListLinksRequest { instance_id: args.instance.clone() }).await;
     let links = answer.map_err(|s| kvd.failed("list links", s))?.into_inner().links;

@@ -31,12 +31,16 @@ mod warmup;
 mod watch;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use client::ClientError;
+use client::{ClientError, Kvd};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use term::Paint;
+
+use crate::guard::Dialer;
+use crate::guard::dial::DialConfig;
 
 /// What kvctl is told.
 #[derive(Debug, Parser)]
@@ -75,6 +79,26 @@ pub struct Global {
     #[arg(long, global = true, help_heading = HEADING, value_name = "HOST:PORT")]
     #[arg(env = "KVD_HTTP", hide_env_values = true, default_value = "127.0.0.1:8090")]
     http: String,
+    /// Reaches kvd's gRPC by TLS; who signs its certificate, PEM
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE")]
+    #[arg(env = "KVD_TLS_CA", hide_env_values = true)]
+    tls_ca: Option<PathBuf>,
+    /// The name in its certificate, where it is reached by another
+    #[arg(long, global = true, help_heading = HEADING, value_name = "NAME")]
+    #[arg(env = "KVD_TLS_NAME", hide_env_values = true)]
+    tls_name: Option<String>,
+    /// A certificate to show, PEM
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE", requires = "tls_key")]
+    #[arg(env = "KVD_TLS_CERT", hide_env_values = true)]
+    tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE", requires = "tls_cert")]
+    #[arg(env = "KVD_TLS_KEY", hide_env_values = true)]
+    tls_key: Option<PathBuf>,
+    /// A file whose first line is a token to show
+    #[arg(long, global = true, help_heading = HEADING, value_name = "FILE")]
+    #[arg(env = "KVD_TOKEN_FILE", hide_env_values = true)]
+    token_file: Option<PathBuf>,
     /// Write JSON, one object per line
     #[arg(long, global = true, help_heading = HEADING)]
     json: bool,
@@ -84,6 +108,24 @@ pub struct Global {
 }
 
 impl Global {
+    /// kvd's gRPC interface.
+    async fn kvd(&self) -> anyhow::Result<Kvd> {
+        self.kvd_at(&self.grpc).await
+    }
+
+    /// The same at another address.
+    async fn kvd_at(&self, address: &str) -> anyhow::Result<Kvd> {
+        let given = |path: &Option<PathBuf>| path.clone().filter(|p| !p.as_os_str().is_empty());
+        let dialer = Dialer::load(DialConfig {
+            ca: given(&self.tls_ca),
+            own: given(&self.tls_cert).zip(given(&self.tls_key)),
+            name: self.tls_name.clone().filter(|n| !n.is_empty()),
+            token: given(&self.token_file),
+        });
+        let dialer = dialer.map_err(|e| UsageError(e.to_string()))?;
+        Ok(Kvd::connect(address, &dialer).await?)
+    }
+
     fn paint(&self) -> Paint {
         Paint::for_stdout(self.no_color)
     }

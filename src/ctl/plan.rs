@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use kvproto::rpc::kv;
 
-use crate::ctl::client::{Kvd, tier_name};
+use crate::ctl::client::tier_name;
 use crate::ctl::prompt::PromptArgs;
 use crate::ctl::term::{self, Align, Paint, Table};
 use crate::ctl::transfers::{bytes, pod};
@@ -87,7 +87,7 @@ pub async fn run(global: &Global, args: &PlanArgs, out: &mut dyn Write) -> anyho
         .into(),
         ..kv::PlanTransferRequest::default()
     };
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let answer = kvd.transfers().estimate_transfer(request).await;
     let answer = answer.map_err(|s| kvd.failed("plan", s))?.into_inner();
     if global.json {

@@ -6,7 +6,7 @@ use clap::Args;
 use kvproto::rpc::kv::{OutcomeVerdict, PublisherSpec, PublisherStatus};
 use serde_json::{Value, json};
 
-use crate::ctl::client::{Kvd, state_name};
+use crate::ctl::client::state_name;
 use crate::ctl::term::{self, Align, Cell, Paint, Table, printable};
 use crate::ctl::{Global, Outcome};
 
@@ -27,7 +27,7 @@ pub struct ListArgs {
 
 /// Lists publishers.
 pub async fn list(global: &Global, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let mut all = kvd.publishers().await?;
     all.retain(|p| {
         let spec = p.spec.clone().unwrap_or_default();

@@ -6,7 +6,6 @@ use clap::Args;
 use kvproto::rpc::kv::{PublisherSpec, RegisterPublisherRequest, UnregisterPublisherRequest};
 use serde_json::json;
 
-use crate::ctl::client::Kvd;
 use crate::ctl::publishers::spec_json;
 use crate::ctl::term::printable;
 use crate::ctl::{Global, Outcome};
@@ -106,7 +105,7 @@ pub struct UnregisterArgs {
 
 /// Registers one publisher.
 pub async fn register(global: &Global, args: &RegisterArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let request = RegisterPublisherRequest { publisher: Some(args.spec()) };
     let what = || format!("register {} rank {}", args.instance, args.rank);
     let answer = kvd.ingest().register_publisher(request).await.map_err(|s| kvd.failed(what(), s))?;
@@ -126,7 +125,7 @@ pub async fn unregister(
     args: &UnregisterArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let request = UnregisterPublisherRequest {
         tenant_id: args.tenant.clone(),
         model: args.model.clone().unwrap_or_default(),

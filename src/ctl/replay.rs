@@ -10,7 +10,6 @@ use indicatif::ProgressBar;
 use kvproto::rpc::kv::PublisherSpec;
 use serde_json::json;
 
-use crate::ctl::client::Kvd;
 use crate::ctl::engine_sim::{EngineSim, RING_BATCHES, ReplayFrames, SimConfig};
 use crate::ctl::follow;
 use crate::ctl::kvcap::{Reader, Record};
@@ -111,7 +110,7 @@ pub async fn run(global: &Global, args: &ReplayArgs, out: &mut dyn Write) -> any
     }
     // Where kvd is not asked about progress, it need not be there.
     let target = match args.follows() {
-        true => Some(Target::Grpc(Kvd::connect(&global.grpc).await?)),
+        true => Some(Target::Grpc(global.kvd().await?)),
         false => None,
     };
     for lane in &mut lanes {

@@ -6,7 +6,7 @@ use clap::Args;
 use kvproto::rpc::kv::{EndpointScore, ScoreResponse, Tier, TierCount};
 use serde_json::{Map, Value, json};
 
-use crate::ctl::client::{Kvd, state_name, tier_name};
+use crate::ctl::client::{state_name, tier_name};
 use crate::ctl::prompt::PromptArgs;
 use crate::ctl::term::{self, Align, Cell, Paint, Table, printable};
 use crate::ctl::{Global, Outcome};
@@ -34,7 +34,7 @@ pub struct ScoreArgs {
 /// Asks and prints.
 pub async fn run(global: &Global, args: &ScoreArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let request = args.prompt.request(args.candidates.clone())?;
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let what = || format!("score a prompt of model {}", args.prompt.model());
     let answer = kvd.index().score(request).await.map_err(|s| kvd.failed(what(), s))?.into_inner();
     if global.json {

@@ -6,13 +6,12 @@ use std::time::Duration;
 use kvproto::rpc::kv::{StatsRequest, StatsResponse};
 use serde_json::{Value, json};
 
-use crate::ctl::client::Kvd;
 use crate::ctl::term::{self, Align, Paint, Table};
 use crate::ctl::{Global, Outcome};
 
 /// Asks and prints.
 pub async fn run(global: &Global, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let stats =
         kvd.admin().stats(StatsRequest {}).await.map_err(|s| kvd.failed("read stats", s))?.into_inner();
     if global.json {

@@ -41,7 +41,7 @@ pub struct TransfersArgs {
 
 /// Asks and prints.
 pub async fn run(global: &Global, args: &TransfersArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     if let Some(id) = &args.cancel {
         let request = kv::CancelTransferRequest { transfer_id: id.clone(), ..Default::default() };
         let reply = kvd.transfers().cancel_transfer(request).await;

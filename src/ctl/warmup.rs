@@ -7,7 +7,7 @@ use clap::Args;
 use kvproto::rpc::kv::{GetWarmupRequest, GetWarmupResponse, WarmupStage};
 use serde_json::{Value, json};
 
-use crate::ctl::client::{Kvd, state_name};
+use crate::ctl::client::state_name;
 use crate::ctl::term::{self, Align, Paint, Table, printable};
 use crate::ctl::{Global, Outcome};
 
@@ -30,7 +30,7 @@ pub struct WarmupArgs {
 
 /// Asks and prints.
 pub async fn run(global: &Global, args: &WarmupArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let until = args.wait.map(|wait| Instant::now() + wait);
     let warmup = loop {
         let asked = kvd.admin().get_warmup(GetWarmupRequest {}).await;

@@ -53,7 +53,7 @@ pub async fn bootstrap(service: &Arc<Service>) -> Option<(SocketAddr, Loaded)> {
 
 /// The same from one peer. `None` where that is this replica itself, or not warm.
 pub(super) async fn from(service: &Arc<Service>, address: SocketAddr) -> Result<Option<Loaded>, Status> {
-    let mut client = connect(address).await?;
+    let mut client = connect(&service.peers, address).await?;
     let answer = hello(&mut client, &service.peers).await?;
     if answer.node == service.peers.node || !answer.warm {
         return Ok(None);

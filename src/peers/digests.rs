@@ -12,12 +12,12 @@ use kvindex::snapshot::Digest;
 use kvproto::rpc::kv::peer_service_client::PeerServiceClient;
 use kvproto::rpc::kv::{GetDigestRequest, GetDigestResponse};
 use tonic::Status;
-use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::bootstrap::from;
 use super::link::connect;
 use super::{Counts, jitter};
+use crate::guard::dial::Link;
 use crate::ingest::Lane;
 use crate::publisher::PublisherState;
 use crate::serve::Service;
@@ -77,7 +77,7 @@ pub(super) async fn run(service: Arc<Service>) {
         // One connection to each for all publishers; who cannot be reached is not tried again this time.
         let mut clients = Vec::with_capacity(warm.len());
         for peer in warm {
-            match connect(peer).await {
+            match connect(&service.peers, peer).await {
                 Ok(client) => clients.push((peer, client)),
                 Err(error) => debug!(%peer, %error, "not compared"),
             }
@@ -99,7 +99,7 @@ async fn compare(
     service: &Arc<Service>,
     lane: &Arc<Lane>,
     peer: SocketAddr,
-    client: &mut PeerServiceClient<Channel>,
+    client: &mut PeerServiceClient<Link>,
 ) -> Result<Verdict, Status> {
     let freshness = lane.freshness();
     let (PublisherState::Live | PublisherState::Partial, Some(last)) = (freshness.state, freshness.last_seq)

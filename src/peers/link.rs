@@ -7,10 +7,11 @@ use std::time::Duration;
 use kvproto::rpc::kv::peer_service_client::PeerServiceClient;
 use kvproto::rpc::kv::{HelloRequest, HelloResponse};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tracing::debug;
 
 use super::{Peers, jitter};
+use crate::guard::dial::{Link, innermost};
 use crate::serve::Service;
 
 /// How long connecting and short calls may take.
@@ -19,20 +20,20 @@ const CONNECT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// A client of the peer at `address`.
-pub(super) async fn connect(address: SocketAddr) -> Result<PeerServiceClient<Channel>, Status> {
+pub(super) async fn connect(peers: &Peers, address: SocketAddr) -> Result<PeerServiceClient<Link>, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| Status::internal(e.to_string()))?
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5));
-    let channel = endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))?;
-    Ok(PeerServiceClient::new(channel))
+    let link = peers.dialer.connect(&endpoint, CONNECT).await;
+    Ok(PeerServiceClient::new(link.map_err(|e| Status::unavailable(innermost(&e)))?))
 }
 
 /// Asks who answers there.
 pub(super) async fn hello(
-    client: &mut PeerServiceClient<Channel>,
+    client: &mut PeerServiceClient<Link>,
     peers: &Peers,
 ) -> Result<HelloResponse, Status> {
     let asked = client.hello(HelloRequest { node: peers.node });
@@ -65,7 +66,7 @@ enum Ended {
 
 async fn once(service: &Arc<Service>, address: SocketAddr) -> Result<Ended, Status> {
     let peers = &service.peers;
-    let mut client = connect(address).await?;
+    let mut client = connect(peers, address).await?;
     let answer = hello(&mut client, peers).await?;
     if answer.node == peers.node {
         return Ok(Ended::ItIsMe);

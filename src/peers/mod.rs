@@ -32,6 +32,7 @@ pub use book::Book;
 pub use bootstrap::bootstrap;
 pub use outbox::Outbox;
 
+use crate::guard::Dialer;
 use crate::serve::Service;
 
 /// How often names are looked up again.
@@ -87,6 +88,8 @@ pub struct Peers {
     /// Counts.
     pub counts: Arc<Counts>,
     config: PeersConfig,
+    /// How they are reached.
+    dialer: Dialer,
     /// Peers that answered, and whether they are warm.
     alive: Mutex<HashMap<SocketAddr, bool>>,
     /// When the last snapshot for others was begun.
@@ -95,7 +98,7 @@ pub struct Peers {
 
 impl Peers {
     /// Knows nobody yet.
-    pub fn new(config: PeersConfig) -> Peers {
+    pub fn new(config: PeersConfig, dialer: Dialer) -> Peers {
         let counts = Arc::new(Counts::default());
         Peers {
             node: random(),
@@ -103,6 +106,7 @@ impl Peers {
             book: Mutex::default(),
             counts,
             config,
+            dialer,
             alive: Mutex::default(),
             giving: tokio::sync::Mutex::default(),
         }

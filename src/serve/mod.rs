@@ -38,6 +38,7 @@ pub use counters::{Counters, Histogram};
 pub use registering::Told;
 
 use crate::discovery::{Discovery, DiscoveryConfig};
+use crate::guard::{Dialer, Guard};
 use crate::hints::Hints;
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
@@ -84,6 +85,8 @@ pub struct Service {
     pub(crate) transfers: Option<Arc<Transfers>>,
     /// The other replicas.
     pub peers: Peers,
+    /// Who may ask.
+    pub guard: Arc<Guard>,
     /// What is discovered.
     pub discovery: Arc<Discovery>,
     /// What was known before the start, and how it came back.
@@ -186,7 +189,8 @@ impl Service {
             routing: RoutingClock::default(),
             hints: Hints::default(),
             transfers: None,
-            peers: Peers::new(PeersConfig::default()),
+            peers: Peers::new(PeersConfig::default(), Dialer::default()),
+            guard: Arc::default(),
             discovery: Discovery::new(&DiscoveryConfig::default()),
             restored: OnceLock::new(),
             snapshots: OnceLock::new(),

@@ -246,7 +246,7 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     let grpc = tokio::spawn(serve.serve_with_incoming_shutdown(TcpIncoming::from(grpc), async move {
         let _ = told.wait_for(|stop| *stop).await;
     }));
-    let server = tokio::spawn(connections::serve(router(&running), http, async move {
+    let server = tokio::spawn(connections::serve(router(&running), http, None, async move {
         // An error means that the sender is gone, and so is the reason to go on.
         let _ = stopping.wait_for(|stop| *stop).await;
     }));

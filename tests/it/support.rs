@@ -47,7 +47,24 @@ impl Kvd {
         Kvd::spawn_here(command, data)
     }
 
-    fn spawn_here(mut command: Command, data: &Path) -> Kvd {
+    /// The same without looking whether it is healthy: it may not answer just anybody.
+    pub fn start_blind(data: &Path, more: &[&str]) -> Kvd {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
+        let mut own = serve(data);
+        if more.contains(&"--grpc-listen") {
+            own.drain(1..3);
+        }
+        command.args(own).args(more);
+        Kvd::spawn_blind(command, data)
+    }
+
+    fn spawn_here(command: Command, data: &Path) -> Kvd {
+        let kvd = Kvd::spawn_blind(command, data);
+        kvd.wait("kvd to be healthy", || kvd.try_get("/healthz").is_some());
+        kvd
+    }
+
+    fn spawn_blind(mut command: Command, data: &Path) -> Kvd {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start kvd");
         let (mut http, mut grpc) = (None, None);
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -63,9 +80,7 @@ impl Kvd {
         }
         // Whatever else it prints must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        let kvd = Kvd { child, http: http.expect("set"), grpc: grpc.expect("set"), data: data.to_owned() };
-        kvd.wait("kvd to be healthy", || kvd.try_get("/healthz").is_some());
-        kvd
+        Kvd { child, http: http.expect("set"), grpc: grpc.expect("set"), data: data.to_owned() }
     }
 
     /// Kills it as a crash would and starts another on the same data.

@@ -47,7 +47,7 @@ pub struct DumpArgs {
 
 /// Reads the whole dump and writes it.
 pub async fn run(global: &Global, args: &DumpArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     let mut holder: Option<Holder> = None;
     let mut holders = 0;
     let mut finish = |holder: Option<Holder>, out: &mut dyn Write| -> std::io::Result<()> {

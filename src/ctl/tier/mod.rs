@@ -64,7 +64,7 @@ enum What {
 
 /// Asks a node and prints what it holds.
 pub async fn list(global: &Global, args: &TiersArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&args.at).await?;
+    let kvd = global.kvd_at(&args.at).await?;
     let usage = ask(&kvd).await?;
     if global.json {
         usage.pools.iter().try_for_each(|pool| writeln!(out, "{}", as_json(&usage, pool)))?;
@@ -76,7 +76,7 @@ pub async fn list(global: &Global, args: &TiersArgs, out: &mut dyn Write) -> any
 
 /// Does what is asked for.
 pub async fn run(global: &Global, args: &TierArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&args.node.at).await?;
+    let kvd = global.kvd_at(&args.node.at).await?;
     match &args.what {
         What::Scrub { block_bytes } => scrub(global, &kvd, *block_bytes, out).await,
         What::Drain { undo } => drain(global, &kvd, *undo, out).await,

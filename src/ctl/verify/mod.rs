@@ -18,7 +18,6 @@ use kvproto::engine::Engine;
 use kvproto::rpc::kv::PublisherSpec;
 
 use crate::ctl::capture::{Capture, Exclusion, Step};
-use crate::ctl::client::Kvd;
 use crate::ctl::engine_sim::{EngineSim, ReplayFrames, SimConfig};
 use crate::ctl::target::{HttpKvd, Question, Target};
 use crate::ctl::term;
@@ -72,7 +71,7 @@ enum Via {
 pub async fn run(global: &Global, args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let files = capture_files(&args.paths)?;
     let target = match args.via {
-        Via::Grpc => Target::Grpc(Kvd::connect(&global.grpc).await?),
+        Via::Grpc => Target::Grpc(global.kvd().await?),
         Via::Http => Target::Http(HttpKvd::connect(&global.http)?),
     };
     let kvd_host = match args.via {

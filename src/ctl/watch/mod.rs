@@ -45,7 +45,7 @@ pub struct WatchArgs {
 
 /// Shows kvd until it is ended.
 pub async fn run(global: &Global, args: &WatchArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
-    let kvd = Kvd::connect(&global.grpc).await?;
+    let kvd = global.kvd().await?;
     if io::stdout().is_terminal() && io::stdin().is_terminal() && !global.json {
         screen(global, args, &kvd).await?;
     } else {

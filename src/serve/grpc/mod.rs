@@ -39,6 +39,8 @@ pub(crate) use index::record_routing;
 pub(crate) use ingest::{read_spec, write_spec};
 
 use super::Service;
+use crate::guard::tls::ServerTls;
+use crate::guard::{GateLayer, wire};
 use crate::peers::api::PeerApi;
 use crate::traces::Parents;
 
@@ -69,6 +71,7 @@ pub async fn serve(
     service: Arc<Service>,
     listener: TcpListener,
     health_listener: Option<TcpListener>,
+    tls: Option<Arc<ServerTls>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let most = service.limits.max_body_bytes;
@@ -87,6 +90,7 @@ pub async fn serve(
         // Finds clients that are gone without a word, whose streams would stay forever.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .layer(Parents { wanted: service.traces.is_some() })
+        .layer(GateLayer::new(Arc::clone(&service.guard)))
         .add_service(
             IndexServiceServer::new(index::IndexApi::new(Arc::clone(&service)))
                 .max_decoding_message_size(most),
@@ -128,7 +132,7 @@ pub async fn serve(
         }
     };
     let stopping = Notify::new();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = wire::incoming(listener, tls);
     let server = router.serve_with_incoming_shutdown(incoming, async {
         shutdown.await;
         service.set_ready(false);

@@ -55,7 +55,7 @@ impl Kvd {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(super::serve(Arc::clone(&service), listener, None, async {
+        let served = tokio::spawn(super::serve(Arc::clone(&service), listener, None, None, async {
             let _ = stopped.await;
         }));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();

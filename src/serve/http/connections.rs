@@ -6,23 +6,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use tower::ServiceExt;
+use tracing::debug;
+
+use crate::guard::tls::ServerTls;
+use crate::guard::wire::{accept, shake_hands};
 
 /// Connections at a time; the next ones wait in the listener's queue.
 const AT_A_TIME: usize = 4096;
 /// How long a connection may stay without a whole request header, idle ones too.
 const IDLE: Duration = Duration::from_secs(120);
-/// Before the next attempt where the system has no more sockets to give.
-const RETRY: Duration = Duration::from_millis(100);
 
 /// Serves `router` until `shutdown` completes and the requests under way are answered.
-pub(crate) async fn serve(router: Router, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+pub(crate) async fn serve(
+    router: Router,
+    listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    shutdown: impl Future<Output = ()>,
+) {
     let places = Arc::new(Semaphore::new(AT_A_TIME));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
@@ -37,10 +46,20 @@ pub(crate) async fn serve(router: Router, listener: TcpListener, shutdown: impl 
             () = &mut shutdown => break,
             accepted = next => accepted,
         };
-        let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
+        let (router, http) = (router.clone(), http.clone());
+        let (tls, watcher) = (tls.as_ref().map(|tls| tls.http()), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let wire = match shake_hands(socket, tls).await {
+                Ok(wire) => wire,
+                Err(error) => return debug!(%error, "no handshake"),
+            };
+            let caller = wire.caller();
+            let service = router.map_request(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(caller.clone());
+                request
+            });
+            let connection = http.serve_connection(TokioIo::new(wire), TowerToHyperService::new(service));
+            if let Err(error) = watcher.watch(connection).await {
                 // Nonsense instead of HTTP, or a client that went away.
                 debug!(%error, "connection ended");
             }
@@ -51,32 +70,13 @@ pub(crate) async fn serve(router: Router, listener: TcpListener, shutdown: impl 
     graceful.shutdown().await;
 }
 
-/// The next connection. One that is gone before it is accepted is no reason to stop, nor is a
-/// system that has no more sockets for the moment.
-async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                // Answers are small; waiting to fill a packet would cost more than the answer.
-                if let Err(error) = socket.set_nodelay(true) {
-                    debug!(%error, "no TCP_NODELAY");
-                }
-                return socket;
-            }
-            Err(error) => {
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
 
@@ -91,7 +91,7 @@ mod tests {
             let stopped = async {
                 let _ = stopped.await;
             };
-            serve(router, listener, stopped).await;
+            serve(router, listener, None, stopped).await;
         });
         (address, stop, server)
     }

@@ -30,6 +30,8 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 
 use super::Service;
+use crate::guard::GateLayer;
+use crate::guard::tls::ServerTls;
 use crate::traces::Parents;
 use body::Bodies;
 use error::Refusal;
@@ -63,12 +65,18 @@ pub fn router(service: Arc<Service>) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(parents)
-        .with_state(Arc::new(Http { service, bodies, views: page::Views::default() }))
+        .with_state(Arc::new(Http { service: Arc::clone(&service), bodies, views: page::Views::default() }))
+        .layer(GateLayer::new(Arc::clone(&service.guard)))
 }
 
 /// Serves HTTP on `listener` until `shutdown` completes and the requests under way are answered.
-pub async fn serve(service: Arc<Service>, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-    connections::serve(router(service), listener, shutdown).await;
+pub async fn serve(
+    service: Arc<Service>,
+    listener: TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    shutdown: impl Future<Output = ()>,
+) {
+    connections::serve(router(service), listener, tls, shutdown).await;
 }
 
 async fn unknown_path(uri: Uri) -> Refusal {

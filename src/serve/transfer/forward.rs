@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
 use super::{TransferError, Transfers};
+use crate::guard::Dialer;
+use crate::guard::dial::Link;
 use crate::transfer::home::Replicas;
 use crate::transfer::ledger::{State, TransferId};
 
@@ -26,18 +28,18 @@ pub(super) struct Peers {
 }
 
 struct Peer {
-    client: TransferServiceClient<Channel>,
+    client: TransferServiceClient<Link>,
     /// Milliseconds since `began`.
     alone_until: AtomicU64,
 }
 
 impl Peers {
-    pub fn new(replicas: &Replicas, timeout: Duration) -> Peers {
+    pub fn new(replicas: &Replicas, timeout: Duration, dialer: &Dialer) -> Peers {
         let peer = |place: usize| {
             let url = replicas.url(place).filter(|_| place != replicas.me())?;
             // An address that makes no sense was refused by the configuration.
             let endpoint = Endpoint::from_shared(url.to_owned()).ok()?.connect_timeout(timeout);
-            let client = TransferServiceClient::new(endpoint.connect_lazy());
+            let client = TransferServiceClient::new(dialer.connect_lazily(&endpoint, timeout));
             Some(Peer { client, alone_until: AtomicU64::new(0) })
         };
         let peers = if replicas.is_empty() { vec![] } else { (0..replicas.len()).map(peer).collect() };
@@ -48,7 +50,7 @@ impl Peers {
     async fn ask<A, F: Future<Output = Result<tonic::Response<A>, Status>>>(
         &self,
         place: usize,
-        call: impl FnOnce(TransferServiceClient<Channel>) -> F,
+        call: impl FnOnce(TransferServiceClient<Link>) -> F,
     ) -> Option<Result<A, Status>> {
         let peer = self.peers.get(place)?.as_ref()?;
         let now = self.began.elapsed().as_millis() as u64;
@@ -80,7 +82,7 @@ pub(super) trait Forwardable: Clone + Send {
     /// Asks another replica.
     fn send(
         self,
-        client: TransferServiceClient<Channel>,
+        client: TransferServiceClient<Link>,
     ) -> impl Future<Output = Result<tonic::Response<kv::TransferReply>, Status>> + Send;
 }
 
@@ -93,7 +95,7 @@ macro_rules! forwardable {
 
             async fn send(
                 self,
-                mut client: TransferServiceClient<Channel>,
+                mut client: TransferServiceClient<Link>,
             ) -> Result<tonic::Response<kv::TransferReply>, Status> {
                 client.$call(Request::new(self)).await
             }

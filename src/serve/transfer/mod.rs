@@ -43,6 +43,7 @@ pub use tally::{Spread, Tally};
 pub use watch::Watcher;
 
 use super::Service;
+use crate::guard::Dialer;
 use crate::transfer::clock::Clock;
 use crate::transfer::home::Replicas;
 use crate::transfer::ledger::store::commit::{Committer, Ticket};
@@ -136,6 +137,7 @@ impl Transfers {
         plans: Arc<dyn Plans>,
         mut store: Option<Box<dyn Store>>,
         key: &[u8],
+        dialer: &Dialer,
     ) -> Result<Transfers, StoreError> {
         let kept = match &mut store {
             Some(store) => store.load()?,
@@ -162,7 +164,7 @@ impl Transfers {
             pods: RwLock::default(),
             prompts: Mutex::new(Prompts::new(config.prompt_bytes)),
             seen: Mutex::default(),
-            peers: Peers::new(&config.replicas, config.forward_timeout),
+            peers: Peers::new(&config.replicas, config.forward_timeout, dialer),
             news: broadcast::Sender::new(WATCH_BUFFER),
             tally: Mutex::default(),
             due: Notify::new(),

@@ -1,0 +1,170 @@
+//! How kvd and kvctl reach a kvd: by TLS where a CA is named, showing a token where there is one.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Error};
+use tonic::{Request, Status};
+use tower::service_fn;
+
+use super::tokens::Tokens;
+use super::{LoadError, Reloaded, SecurityConfig, tls};
+
+/// A connection that shows its token with every call.
+pub type Link = InterceptedService<Channel, Bearer>;
+
+/// How others are reached.
+#[derive(Clone, Debug, Default)]
+pub struct Dialer {
+    tls: Option<Arc<Reloaded<Arc<ClientConfig>>>>,
+    name: Option<String>,
+    token: Option<Arc<Reloaded<Tokens>>>,
+}
+
+/// Files that say how others are reached.
+#[derive(Clone, Debug, Default)]
+pub struct DialConfig {
+    /// Who signs their certificates.
+    pub ca: Option<PathBuf>,
+    /// A certificate to show, and its key.
+    pub own: Option<(PathBuf, PathBuf)>,
+    /// The name in their certificates, where it is not the one they are reached by.
+    pub name: Option<String>,
+    /// The first token of this file is shown.
+    pub token: Option<PathBuf>,
+}
+
+impl DialConfig {
+    /// How replicas reach one another.
+    pub fn of_peers(config: &SecurityConfig) -> DialConfig {
+        DialConfig {
+            ca: config.peer_ca.clone(),
+            own: config.certificate.clone().zip(config.key.clone()),
+            name: config.peer_name.clone(),
+            token: config.peer_token.clone(),
+        }
+    }
+}
+
+impl Dialer {
+    /// Reads what `config` names.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used.
+    pub fn load(config: DialConfig) -> Result<Dialer, LoadError> {
+        let DialConfig { ca, own, name, token } = config;
+        let tls = match ca {
+            None => None,
+            Some(ca) => {
+                let own = own.into_iter().flat_map(|(certificate, key)| [certificate, key]);
+                let files = [ca].into_iter().chain(own).collect();
+                let read = |files: &[Vec<u8>]| tls::client(files).map(Arc::new);
+                Some(Arc::new(Reloaded::load(files, read)?))
+            }
+        };
+        let token = token.map(|path| Reloaded::load(vec![path], Tokens::read).map(Arc::new)).transpose()?;
+        Ok(Dialer { tls, name, token })
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// If nobody is there, or not who should be.
+    pub async fn connect(&self, endpoint: &Endpoint, patience: Duration) -> Result<Link, Error> {
+        let channel = match &self.tls {
+            None => endpoint.connect().await?,
+            Some(tls) => {
+                let (tls, name) = (Arc::clone(tls), self.name.clone());
+                let dial = service_fn(move |uri| shake_hands(uri, Arc::clone(&tls), name.clone(), patience));
+                endpoint.connect_with_connector(dial).await?
+            }
+        };
+        Ok(InterceptedService::new(channel, self.bearer()))
+    }
+
+    /// The same when it is first needed, and whenever it is lost.
+    pub fn connect_lazily(&self, endpoint: &Endpoint, patience: Duration) -> Link {
+        let channel = match &self.tls {
+            None => endpoint.connect_lazy(),
+            Some(tls) => {
+                let (tls, name) = (Arc::clone(tls), self.name.clone());
+                let dial = service_fn(move |uri| shake_hands(uri, Arc::clone(&tls), name.clone(), patience));
+                endpoint.connect_with_connector_lazy(dial)
+            }
+        };
+        InterceptedService::new(channel, self.bearer())
+    }
+
+    fn bearer(&self) -> Bearer {
+        Bearer { token: self.token.clone() }
+    }
+
+    /// Reads files again when they change, until dropped.
+    pub async fn keep_current(self) {
+        loop {
+            tokio::time::sleep(super::LOOK).await;
+            self.tls.iter().for_each(|tls| tls.look());
+            self.token.iter().for_each(|token| token.look());
+        }
+    }
+}
+
+async fn shake_hands(
+    uri: Uri,
+    tls: Arc<Reloaded<Arc<ClientConfig>>>,
+    name: Option<String>,
+    patience: Duration,
+) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{uri}: {what}"));
+    let host = uri.host().ok_or_else(|| wrong("no host"))?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let port = uri.port_u16().ok_or_else(|| wrong("no port"))?;
+    let name =
+        ServerName::try_from(name.as_deref().unwrap_or(bare).to_owned()).map_err(|_| wrong("no name"))?;
+    let dial = async {
+        let tcp = TcpStream::connect((bare, port)).await?;
+        tcp.set_nodelay(true)?;
+        let config = Arc::clone(&*tls.now());
+        Ok(TokioIo::new(TlsConnector::from(config).connect(name, tcp).await?))
+    };
+    tokio::time::timeout(patience, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Shows a token, as it is when the call is made.
+#[derive(Clone, Debug, Default)]
+pub struct Bearer {
+    token: Option<Arc<Reloaded<Tokens>>>,
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let header = self.token.as_ref().and_then(|t| t.now().header());
+        if let Some(header) = header
+            && let Ok(mut value) = MetadataValue::try_from(header.as_bytes())
+        {
+            value.set_sensitive(true);
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+/// What lies at the bottom of an error: "Connection refused" rather than "transport error".
+pub fn innermost(e: &dyn std::error::Error) -> String {
+    let mut e = e;
+    while let Some(source) = e.source() {
+        e = source;
+    }
+    e.to_string()
+}
