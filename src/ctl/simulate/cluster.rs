@@ -21,6 +21,8 @@ pub struct Setup {
     pub schedulers: usize,
     /// Seconds from a change of a cache until who follows its events knows of it.
     pub delay: f64,
+    /// Seconds that a routing counts which a scheduler told kvd of.
+    pub announced_for: f64,
 }
 
 /// What a scheduler knows of the load of pods: how they were when it last asked, and what it sent since.

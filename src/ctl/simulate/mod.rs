@@ -62,7 +62,7 @@ pub struct SimulateArgs {
     schedulers: u16,
     /// Part of the pods' time that computing every block once would take: the trace is thinned out, or laid over
     /// itself, until it does; 0 = play it as it is
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.5)]
     load: f64,
     /// Tokens that an engine's cache on the GPU has room for
     #[arg(long, default_value_t = 460_800, value_parser = clap::value_parser!(u32).range(1024..))]
@@ -76,6 +76,9 @@ pub struct SimulateArgs {
     /// Milliseconds until kvd knows of a change of a cache
     #[arg(long, default_value_t = 20.0)]
     delay: f64,
+    /// Seconds that a routing counts which was announced to kvd
+    #[arg(long, default_value_t = 2.0)]
+    announced_for: f64,
     /// What a prefix counts against a queue (2) and a full cache (2)
     #[arg(long, value_delimiter = ',', default_values_t = [1.0, 2.0, 3.0, 5.0, 8.0, 12.0])]
     weights: Vec<f64>,
@@ -158,7 +161,9 @@ fn setup(args: &SimulateArgs) -> anyhow::Result<Setup> {
         ..DEFAULT_ENGINE
     };
     let delay = within("delay", args.delay, 0.0, 60_000.0)? / 1e3;
-    Ok(Setup { engine, pods: usize::from(args.pods), schedulers: usize::from(args.schedulers), delay })
+    let announced_for = within("announced-for", args.announced_for, 0.0, 3600.0)?;
+    let (pods, schedulers) = (usize::from(args.pods), usize::from(args.schedulers));
+    Ok(Setup { engine, pods, schedulers, delay, announced_for })
 }
 
 /// What is played, and how many requests are longer than an engine has room for.
@@ -283,7 +288,7 @@ mod tests {
     }
 
     fn played(who: Who, jobs: &[Job], schedulers: usize) -> Row {
-        let setup = Setup { engine: DEFAULT_ENGINE, pods: 4, schedulers, delay: 0.02 };
+        let setup = Setup { engine: DEFAULT_ENGINE, pods: 4, schedulers, delay: 0.02, announced_for: 2.0 };
         let mut rule = who.rule(&setup, 3.0, jobs);
         Row { who, weight: Some(3.0), played: play(jobs, setup, rule.as_mut()) }
     }

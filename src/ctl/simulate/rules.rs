@@ -103,9 +103,6 @@ impl Rule for Approximate {
 
 const TENANT: &str = "default";
 const MODEL: &str = "m";
-/// How long an announced routing counts, ms; kvd's own default.
-const TTL: u64 = 2000;
-
 /// Said with every question: of a pod that has stored nothing yet the index knows no size.
 const BLOCK: Option<u32> = Some(1);
 
@@ -113,6 +110,8 @@ const BLOCK: Option<u32> = Some(1);
 struct Exact {
     weight: f64,
     announce: bool,
+    /// How long an announced routing counts, ms.
+    ttl: u64,
     index: Index,
     pods: Vec<HolderId>,
     /// The block before each.
@@ -126,7 +125,8 @@ impl Exact {
         let attach = |i| index.attach(HolderSpec::new(TENANT, MODEL, &format!("pod{i}"), 0));
         let pods = (0..setup.pods).map(attach).collect();
         let pairs = jobs.iter().flat_map(|j| j.chain.windows(2).map(|w| (w[1], w[0])));
-        Exact { weight, announce, pods, index, parents: pairs.collect(), requests: 0 }
+        let ttl = (setup.announced_for * 1e3) as u64;
+        Exact { weight, announce, ttl, pods, index, parents: pairs.collect(), requests: 0 }
     }
 }
 
@@ -156,7 +156,7 @@ impl Rule for Exact {
             let name = self.requests.to_string();
             let prompt = kvindex::Prompt::tokens(&tokens[..job.chain.len()]);
             let whole = Query { block_size: BLOCK, ..Query::new(TENANT, MODEL, prompt) };
-            self.index.announce(&name, &whole, &[self.pods[pod]], now + TTL);
+            self.index.announce(&name, &whole, &[self.pods[pod]], now + self.ttl);
         }
         pod
     }
@@ -204,7 +204,8 @@ mod tests {
     use super::*;
     use crate::ctl::simulate::DEFAULT_ENGINE;
 
-    const SETUP: Setup = Setup { engine: DEFAULT_ENGINE, pods: 3, schedulers: 2, delay: 0.0 };
+    const SETUP: Setup =
+        Setup { engine: DEFAULT_ENGINE, pods: 3, schedulers: 2, delay: 0.0, announced_for: 2.0 };
 
     fn job(chain: &[u32]) -> Job {
         Job { at: 0.0, chain: chain.to_vec(), tokens: 512 * chain.len() as u32 + 1, output: 1, gone: false }
@@ -243,6 +244,8 @@ mod tests {
     fn what_is_announced_counts_for_every_scheduler_until_its_time_is_over() {
         let jobs = [job(&[1, 2, 3])];
         let mut rule = Who::Announced.rule(&SETUP, 3.0, &jobs);
+        // Announcements count where anything was stored before.
+        (0..3).for_each(|pod| rule.heard(pod, true, &[Change { block: 99, stored: true }]));
         let first = rule.route(0.0, 0, &idle(), &jobs[0]);
         let mut busy = idle();
         busy.requests[first] = 2;
