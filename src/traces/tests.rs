@@ -159,7 +159,8 @@ async fn a_caller_that_traces_is_the_parent_and_decides() {
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = tokio::spawn(grpc::serve(Arc::clone(&kvd.service), listener, None, None, std::future::pending()));
+    let server =
+        tokio::spawn(grpc::serve(Arc::clone(&kvd.service), listener, None, None, std::future::pending()));
     let mut client = kv::index_service_client::IndexServiceClient::connect(address).await.unwrap();
     let key = kv::prompt::Key::Tokens(kv::TokenIds { ids: (1..=8).collect() });
     let request = kv::ScoreRequest {
