@@ -12,7 +12,8 @@
 //! | `node` | `life` | how often the catalogue was opened |
 //!
 //! Not in here is which block is in which slot: that table is read whole at every start, changes in
-//! place and has a fixed size, all of which a flat file does better (`docs/tiers.md` has the measurement).
+//! place and has a fixed size, which speaks for a flat file (`kvd-benches records` is there to compare the two; it
+//! has not been run on a quiet machine).
 //!
 //! Writes go to the log of RocksDB and so survive the process; [`Catalog::sync`] makes them survive
 //! the machine, once per group commit.
