@@ -226,11 +226,12 @@ async fn where_one_is_silent_another_is_asked_and_the_silent_one_is_left_alone_u
     assert!((1..=4).contains(&kvd.stats().hedged), "{:?}", kvd.stats());
     fakes[0].be(Mood::Well);
     until("it to be tried again", || !silent(&kvd).open).await;
-    let before = fakes[0].asked();
-    for _ in 0..4 {
+    // It was slow when it was last asked, so its turn may take a while to come.
+    let (before, began) = (fakes[0].asked(), Instant::now());
+    while fakes[0].asked() == before {
         assert!(kvd.score(call()).await.is_from_kvd());
+        assert!(began.elapsed() < PATIENCE, "it is never asked again");
     }
-    assert!(fakes[0].asked() > before);
 }
 
 #[tokio::test]
