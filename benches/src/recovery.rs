@@ -61,7 +61,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     for pod in &mut pods {
         pod.wait_for_subscribers(1)?;
     }
-    let (prompts, blocks) = publish(&mut pods, args)?;
+    let (prompts, blocks) = publish(&mut pods, &server, args)?;
     let batches = (blocks / PER_BATCH) as f64;
     wait_for(&server, "kvd_batches_total", batches)?;
     let instances = instances(&pods);
@@ -125,7 +125,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
 }
 
 /// Publishes everything, and returns some of the conversations.
-fn publish(pods: &mut [Pod], args: &Args) -> anyhow::Result<(Vec<Prompt>, usize)> {
+fn publish(pods: &mut [Pod], server: &Server, args: &Args) -> anyhow::Result<(Vec<Prompt>, usize)> {
     let mut random = Random(11);
     let each = args.millions * 1_000_000 / args.pods / DEEP;
     let mut asked = Vec::new();
@@ -141,6 +141,8 @@ fn publish(pods: &mut [Pod], args: &Args) -> anyhow::Result<(Vec<Prompt>, usize)
                 asked.push(prompt);
             }
         }
+        // Nobody keeps what is lost on the way.
+        wait_for(server, "kvd_batches_total", ((i + 1) * pods.len() * DEEP / PER_BATCH) as f64)?;
     }
     Ok((asked, each * DEEP * args.pods))
 }

@@ -9,6 +9,12 @@ use zmq::{Context, Socket, SocketEvent, SocketType};
 /// Pause before a lost connection is tried again, doubled up to the maximum; milliseconds.
 const RECONNECT_MS: i32 = 50;
 const RECONNECT_MAX_MS: i32 = 500;
+/// Messages of one connection that libzmq keeps until a reader takes them. Beyond that it stops reading, and
+/// the engine's PUB socket drops what does not fit, which shows as a gap; without a limit, one engine that
+/// publishes faster than it can be read takes all the memory there is.
+const LIVE_MESSAGES: i32 = 1_024;
+/// The same of a replay: more than an engine keeps (vLLM: 10,000), because a ROUTER drops without a trace.
+const REPLAYED_MESSAGES: i32 = 32_768;
 /// How long a connection may take to come up; milliseconds.
 const CONNECT_TIMEOUT_MS: i32 = 5_000;
 
@@ -170,9 +176,8 @@ impl Sockets {
 
     fn open(&self, context: &Context, kind: SocketType, ipv6: bool) -> zmq::Result<Socket> {
         let socket = context.socket(kind)?;
-        // Readers move messages into the lanes' bounded queues as they come; a limit here would
-        // drop them without a trace.
-        socket.set_rcvhwm(0)?;
+        let messages = if kind == SocketType::DEALER { REPLAYED_MESSAGES } else { LIVE_MESSAGES };
+        socket.set_rcvhwm(messages)?;
         socket.set_maxmsgsize(self.max_message)?;
         socket.set_linger(0)?;
         socket.set_ipv6(ipv6)?;
