@@ -81,7 +81,7 @@ pub struct Held {
     pub by: usize,
     /// How many were asked about.
     pub of: usize,
-    /// Some of them, at most [`MAX_NAMED`].
+    /// Some of them, at most `MAX_NAMED`.
     pub named: Vec<HolderId>,
 }
 
