@@ -16,8 +16,7 @@ use crate::Setting;
 use crate::engine::{Pod, instances, payload, stores};
 use crate::grpc::{self, Client, fault};
 use crate::http_client::HttpClient;
-use crate::machine::Watch;
-use crate::report::{Latencies, Passes, Table, Verdict, print_others};
+use crate::report::{Latencies, Table, Verdict};
 use crate::server::Server;
 use crate::workload::{BLOCK, Prompt, Random};
 
@@ -68,8 +67,6 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut verdict = Verdict::default();
-    let mut others = Passes::default();
-    let watch = Watch::start(&[server.pid()]);
     let stopped = Instant::now();
     server.terminate()?;
     let stopping = stopped.elapsed();
@@ -102,7 +99,6 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let (peer, joined) = peer;
     ensure!(metric(&peer, "kvd_restored_blocks")? == restored, "the second has other blocks");
     verdict.merge(runtime.block_on(check(&peer, &instances, &prompts))?);
-    others.add(watch.others());
 
     let mut table = Table::new(["what", "value"]);
     let seconds = |d: Duration| format!("{:.2} s", d.as_secs_f64());
@@ -120,7 +116,6 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
         format!("{:.2} / {:.2}", during[0] * 1e3, during[1] * 1e3),
     ]);
     table.print();
-    print_others(&others);
     Ok(verdict)
 }
 
