@@ -57,6 +57,16 @@ struct Book {
     retired: Totals,
 }
 
+impl Book {
+    /// Renews the registration that is the same in everything, if there is one.
+    fn renew(&mut self, spec: &PublisherSpec, origin: &Origin) -> Option<Registered> {
+        let same = self.entries.get_mut(&spec.key()).filter(|e| e.lane.spec == *spec)?;
+        same.origin = origin.clone();
+        same.lane.renew();
+        Some(Registered { replaced: false, holder: same.lane.holder })
+    }
+}
+
 /// When a registration is made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Occasion {
@@ -186,15 +196,17 @@ impl Registry {
         begins: bool,
     ) -> Result<Registered, RegisterError> {
         check(&spec)?;
+        // Leases are renewed often: no name is to be looked up for that.
+        if let Some(renewed) = self.book.lock().renew(&spec, &origin) {
+            return Ok(renewed);
+        }
         let dial = spec.endpoint.as_deref().map(Address::look_up);
         let replay = spec.replay_endpoint.as_deref().map(Address::look_up);
         let mut book = self.book.lock();
-        let key = spec.key();
-        if let Some(same) = book.entries.get_mut(&key).filter(|e| e.lane.spec == spec) {
-            same.origin = origin;
-            same.lane.renew();
-            return Ok(Registered { replaced: false, holder: same.lane.holder });
+        if let Some(renewed) = book.renew(&spec, &origin) {
+            return Ok(renewed);
         }
+        let key = spec.key();
         if !book.entries.contains_key(&key) && book.entries.len() >= self.config.max_publishers {
             return Err(RegisterError::TooMany { max: self.config.max_publishers });
         }

@@ -8,8 +8,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
+import unittest
 from pathlib import Path
 
 from kvtier import Client, Hello, Region
@@ -28,6 +30,15 @@ def agent_binary() -> str:
         if path.exists():
             return str(path)
     raise FileNotFoundError("no agent: set KVTIER_AGENT, or cargo build -p kvtier --example agent")
+
+
+def run_again(test: unittest.TestCase, file: str, where: str) -> None:
+    """Runs the test file in a process of its own, under the engine's classes in `where`, and says what it said last."""
+    run = subprocess.run(
+        [sys.executable, file, "run", where], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+    )
+    test.assertEqual(run.returncode, 0, run.stdout.decode())
+    print(run.stdout.decode().strip().splitlines()[-1], file=sys.stderr)
 
 
 class Agent:

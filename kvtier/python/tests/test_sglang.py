@@ -10,14 +10,13 @@ import hashlib
 import importlib
 import mmap
 import os
-import subprocess
 import sys
 import types
 import unittest
 from typing import Any
 
 import engines
-from support import Agent, payload
+from support import Agent, payload, run_again
 
 LAYERS, PAGE, PAGES = 2, 16, 40
 PART = LAYERS * PAGE * 128
@@ -27,11 +26,7 @@ class Versions(unittest.TestCase):
     """Runs what is below once for each."""
 
     def run_in(self, where: str) -> None:
-        run = subprocess.run(
-            [sys.executable, __file__, "run", where], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
-        )
-        self.assertEqual(run.returncode, 0, run.stdout.decode())
-        print(run.stdout.decode().strip().splitlines()[-1], file=sys.stderr)
+        run_again(self, __file__, where)
 
     def test_under_the_contract_as_written_down(self) -> None:
         self.run_in("contract")

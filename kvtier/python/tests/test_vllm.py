@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import subprocess
 import sys
 import time
 import types
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import engines
-from support import BLOCK, Agent, key, mapping, payload
+from support import BLOCK, Agent, key, mapping, payload, run_again
 
 GROUPS = 2
 CHUNKS = 96
@@ -28,11 +27,7 @@ class Versions(unittest.TestCase):
     """Runs what is below once for each."""
 
     def run_in(self, where: str) -> None:
-        run = subprocess.run(
-            [sys.executable, __file__, "run", where], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
-        )
-        self.assertEqual(run.returncode, 0, run.stdout.decode())
-        print(run.stdout.decode().strip().splitlines()[-1], file=sys.stderr)
+        run_again(self, __file__, where)
 
     def test_under_the_contract_as_written_down(self) -> None:
         self.run_in("contract")
