@@ -223,7 +223,7 @@ async fn where_one_is_silent_another_is_asked_and_the_silent_one_is_left_alone_u
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!((1..=4).contains(&kvd.stats().hedged), "{:?}", kvd.stats());
+    assert!(kvd.stats().hedged > 0, "{:?}", kvd.stats());
     fakes[0].be(Mood::Well);
     until("it to be tried again", || !silent(&kvd).open).await;
     // It was slow when it was last asked, so its turn may take a while to come.

@@ -1,6 +1,7 @@
 //! Where a publisher stands, for anyone to read without stopping it.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::time::{Duration, Instant};
 
 use std::sync::LazyLock;
@@ -17,7 +18,8 @@ pub struct Stamp(AtomicU64);
 impl Stamp {
     /// Sets it.
     pub fn set(&self, at: Option<Instant>) {
-        self.0.store(at.map_or(0, encode), Relaxed);
+        // Who reads that nothing waits sees what was applied before.
+        self.0.store(at.map_or(0, encode), Release);
     }
 
     /// Sets it unless it is set.
@@ -28,7 +30,7 @@ impl Stamp {
 
     /// Reads it.
     pub fn get(&self) -> Option<Instant> {
-        let nanos = self.0.load(Relaxed).checked_sub(1)?;
+        let nanos = self.0.load(Acquire).checked_sub(1)?;
         Some(*START + Duration::from_nanos(nanos))
     }
 }

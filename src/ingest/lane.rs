@@ -197,9 +197,7 @@ impl Lane {
             return self.counters.dropped.add(1);
         }
         self.counters.messages.add(1);
-        if !queue.scheduled {
-            self.gauges.oldest_queued.set_if_none(at);
-        }
+        self.gauges.oldest_queued.set_if_none(at);
         self.line_up(&mut queue);
     }
 
@@ -337,7 +335,14 @@ impl Lane {
         };
         let items = self.queue.lock().take(TURN);
         let mut requests = Vec::new();
-        desk::work(&mut follower, items, Instant::now, &mut requests, |f, waiting| self.show(f, waiting));
+        desk::work(&mut follower, items, Instant::now, &mut requests, |f, waiting| match waiting {
+            Some(_) => self.show(f, waiting),
+            // Nobody may read that nothing waits while something came in meanwhile.
+            None => {
+                let queue = self.queue.lock();
+                self.show(f, queue.oldest());
+            }
+        });
         let now = Instant::now();
         desk::expire(&mut follower, now, &mut requests);
         let mut queue = self.queue.lock();

@@ -20,6 +20,10 @@ use crate::serve::prompt::{OwnedItem, OwnedPrompt, PromptKey};
 use crate::serve::routing::Endpoint;
 use crate::serve::{Limits, Service};
 
+/// Longer than a whole run takes: only what a run reviews by itself is reviewed, when it has delivered what
+/// belongs to it.
+const REVIEW: Duration = Duration::from_secs(3600);
+
 /// What is done otherwise than it should be.
 #[derive(Default)]
 struct Mistakes {
@@ -46,7 +50,7 @@ impl Run {
         let index = Arc::new(Index::new(IndexConfig::default()));
         let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None).unwrap();
         publishers.begin();
-        let limits = Limits { outcome_review: Duration::from_millis(1), ..Limits::default() };
+        let limits = Limits { outcome_review: REVIEW, ..Limits::default() };
         let service = Service::new(index, publishers, limits, TierWeights::default());
         let engines = capture.engines();
         let holders = (0..engines)
@@ -135,7 +139,7 @@ impl Run {
             if !self.capture.doc.steps[step].concurrent
                 && self.capture.doc.steps[step].together.is_none_or(|n| n < 2)
             {
-                self.service.review(Instant::now() + Duration::from_secs(9));
+                self.service.review(Instant::now() + 2 * REVIEW);
             }
             let known = &self.capture.doc.steps[step];
             let (Some((tokens, cached)), Some(engine)) = (known.truth(), self.capture.engine_of(known))
@@ -168,7 +172,7 @@ impl Run {
         for engine in 0..self.holders.len() {
             self.advance(engine, usize::MAX, mistakes);
         }
-        self.service.review(Instant::now() + Duration::from_secs(9));
+        self.service.review(Instant::now() + 2 * REVIEW);
         reported
     }
 
