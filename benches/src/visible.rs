@@ -1,10 +1,12 @@
 //! `visible`: how long after an engine publishes a block does an answer count it?
 //!
-//! From before the batch is handed to the PUB socket until an answer counts its blocks. Two
-//! observers, one after the other: a thread that asks the index over and over, with kvd's ingest
-//! running in this process; and a client that asks a kvd of its own process over HTTP, where
-//! each look takes a request.
+//! From before the batch is handed to the PUB socket until an answer counts its blocks. Observers, one
+//! after the other: a thread that asks the index over and over, with kvd's ingest running in this
+//! process; and clients that ask a kvd of its own process, about the pod that published over gRPC and
+//! about all pods over HTTP, where each look takes a request. Afterwards, and not timed, each is asked
+//! about all pods.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{JoinHandle, sleep};
@@ -13,10 +15,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use kvd::ingest::{IngestConfig, Publishers};
 use kvindex::{Index, IndexConfig, Query};
+use kvproto::rpc::kv;
 use serde_json::{Value, json};
 
 use crate::Setting;
 use crate::engine::{Pod, payload, stores};
+use crate::grpc;
 use crate::http_client::{HttpClient, post};
 use crate::machine::Watch;
 use crate::report::{Latencies, Passes, Table, Verdict, differs, print_others};
@@ -48,9 +52,14 @@ pub struct Args {
 
 /// Someone who can say what each pod holds of a prompt, in tokens.
 trait Observer {
+    /// Gets ready to be asked about `prompt`, and whether `pod` holds it, without delay.
+    fn prepare(&mut self, prompt: &Prompt, pod: &Pod);
+    /// What all of `pods` hold of it.
     fn held(&mut self, prompt: &Prompt, pods: &[Pod]) -> anyhow::Result<Vec<u64>>;
-    /// Gets ready to be asked about `prompt` without delay.
-    fn prepare(&mut self, prompt: &Prompt);
+    /// What the pod at `at` holds of it, asked as often as it takes.
+    fn held_by(&mut self, prompt: &Prompt, pods: &[Pod], at: usize) -> anyhow::Result<u64> {
+        Ok(self.held(prompt, pods)?[at])
+    }
 }
 
 /// Runs it.
@@ -76,19 +85,23 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let server = Server::kvd(&setting.kvd)?;
     let mut pods = (0..args.pods).map(Pod::open).collect::<anyhow::Result<Vec<_>>>()?;
     server.register_with_kvd(&pods)?;
-    let mut observer =
+    let mut http =
         OverHttp { client: HttpClient::connect(server.http)?, server: &server, request: Vec::new() };
-    let cells = measure(setting, args, &mut pods, &mut observer, &[server.pid()], &mut others, &mut verdict)?;
-    table.row(row("POST /query of kvd's process", &cells));
+    let mut grpc = OverGrpc::connect(&server)?;
+    let mut ask = |name: &str, pods: &mut [Pod], observer: &mut dyn Observer| -> anyhow::Result<()> {
+        let servers = [server.pid()];
+        let cells = measure(setting, args, pods, observer, &servers, &mut others, &mut verdict)?;
+        table.row(row(name, &cells));
+        Ok(())
+    };
+    ask("Score of kvd's process", &mut pods, &mut grpc)?;
     if args.flood {
         let before = resident_mib(server.pid())?;
         let mut flooder = Pod::open(args.pods)?;
         server.register_with_kvd(std::slice::from_ref(&flooder))?;
         flooder.wait_for_subscribers(1)?;
         let flood = Flood::start(flooder);
-        let cells =
-            measure(setting, args, &mut pods, &mut observer, &[server.pid()], &mut others, &mut verdict)?;
-        table.row(row("the same beside a flood", &cells));
+        ask("the same beside a flood", &mut pods, &mut grpc)?;
         let (sent, took) = flood.stop()?;
         let after = resident_mib(server.pid())?;
         println!(
@@ -96,6 +109,8 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
              {after:.0} MiB after it\n",
             sent as f64 / took.as_secs_f64()
         );
+    } else {
+        ask("POST /query of it", &mut pods, &mut http)?;
     }
 
     println!("{} batches a pass, {} blocks each, {} pods\n", args.events, args.blocks, args.pods);
@@ -185,18 +200,16 @@ fn measure(
                 &stores(&prompt, 0, prompt.hashes.len(), prompt.hashes.len()).collect::<Vec<_>>(),
                 &[],
             );
-            observer.prepare(&prompt);
+            observer.prepare(&prompt, &pods[to]);
             let fifth = args.pause_us / 5;
             sleep(Duration::from_micros(fifth + random.below(fifth * 4 + 1)));
 
             let began = Instant::now();
             pods[to].publish(batch)?;
             let whole = prompt.held_tokens(to);
-            let mut held = observer.held(&prompt, pods)?;
-            while held[to] < whole && began.elapsed() < PATIENCE {
-                held = observer.held(&prompt, pods)?;
-            }
+            while observer.held_by(&prompt, pods, to)? < whole && began.elapsed() < PATIENCE {}
             took.add(began.elapsed());
+            let held = observer.held(&prompt, pods)?;
             let want: Vec<u64> = (0..pods.len()).map(|p| prompt.held_tokens(p)).collect();
             verdict.note(differs("tokens held by pod", held, want));
         }
@@ -211,7 +224,7 @@ struct InProcess {
 }
 
 impl Observer for InProcess {
-    fn prepare(&mut self, _: &Prompt) {}
+    fn prepare(&mut self, _: &Prompt, _: &Pod) {}
 
     fn held(&mut self, prompt: &Prompt, _: &[Pod]) -> anyhow::Result<Vec<u64>> {
         // Asking over and over must not keep the threads that are waited for off this processor.
@@ -222,6 +235,47 @@ impl Observer for InProcess {
     }
 }
 
+struct OverGrpc {
+    runtime: tokio::runtime::Runtime,
+    client: grpc::Client,
+    /// About the pod that is waited for.
+    request: kv::ScoreRequest,
+}
+
+impl OverGrpc {
+    fn connect(server: &Server) -> anyhow::Result<OverGrpc> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let client = runtime.block_on(grpc::connect(server))?;
+        Ok(OverGrpc { runtime, client, request: kv::ScoreRequest::default() })
+    }
+
+    /// Cached tokens by instance.
+    fn ask(&mut self, request: kv::ScoreRequest) -> anyhow::Result<HashMap<String, u64>> {
+        let answer = self.runtime.block_on(self.client.score(request))?.into_inner();
+        let tokens = |e: kv::EndpointScore| {
+            let whole = u64::from(e.cached_blocks) * u64::from(e.block_size_tokens);
+            (e.instance_id, whole)
+        };
+        Ok(answer.endpoints.into_iter().map(tokens).collect())
+    }
+}
+
+impl Observer for OverGrpc {
+    fn prepare(&mut self, prompt: &Prompt, pod: &Pod) {
+        self.request = kv::ScoreRequest { candidates: vec![pod.instance.clone()], ..grpc::request(prompt) };
+    }
+
+    fn held(&mut self, prompt: &Prompt, pods: &[Pod]) -> anyhow::Result<Vec<u64>> {
+        let held = self.ask(grpc::request(prompt))?;
+        Ok(pods.iter().map(|p| held.get(&p.instance).copied().unwrap_or(0)).collect())
+    }
+
+    fn held_by(&mut self, _: &Prompt, pods: &[Pod], at: usize) -> anyhow::Result<u64> {
+        let held = self.ask(self.request.clone())?;
+        Ok(held.get(&pods[at].instance).copied().unwrap_or(0))
+    }
+}
+
 struct OverHttp<'s> {
     server: &'s Server,
     client: HttpClient,
@@ -229,7 +283,7 @@ struct OverHttp<'s> {
 }
 
 impl Observer for OverHttp<'_> {
-    fn prepare(&mut self, prompt: &Prompt) {
+    fn prepare(&mut self, prompt: &Prompt, _: &Pod) {
         let body = json!({ "model": MODEL, "block_size": BLOCK, "token_ids": prompt.tokens });
         self.request = post(self.server.http, "/query", body.to_string().as_bytes());
     }
