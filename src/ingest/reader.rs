@@ -282,6 +282,8 @@ fn tell(lane: &Arc<Lane>, connections: &Connections) {
         Turn::Connected => lane.push_connected(),
         Turn::Greeted => lane.push_sign(Sign::Greeted),
         Turn::Ended => lane.push_sign(Sign::Lost),
+        // Told of sockets that are read no more.
+        Turn::Closed => {}
     });
 }
 

@@ -1,9 +1,11 @@
 //! How sockets are set up.
 
 use std::net::{IpAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use kvproto::frames;
+use parking_lot::Mutex;
 use zmq::{Context, Socket, SocketEvent, SocketType};
 
 /// Pause before a lost connection is tried again, doubled up to the maximum; milliseconds.
@@ -61,12 +63,25 @@ pub struct Sockets {
     named: Vec<Context>,
     /// Counts, so that sockets are spread over the contexts.
     next: AtomicUsize,
+    farewells: Arc<Farewells>,
     max_message: i64,
 }
 
 /// Tells what becomes of a dialled socket's connection. That there is a new one is told before anything
 /// that came over it can be read.
-pub struct Connections(Socket);
+pub struct Connections {
+    /// The other end of the socket's monitor. Only taken when dropped.
+    monitor: Option<Socket>,
+    farewells: Arc<Farewells>,
+}
+
+/// Ends of monitors whose sockets are being closed.
+///
+/// libzmq closes a socket some time after it was told to. Until then its own thread tells the monitor what
+/// becomes of the connection, and where nobody is at the other end it waits for ever, and with it every
+/// other connection of the context. So that end stays open until the monitor has said its last.
+#[derive(Default)]
+struct Farewells(Mutex<Vec<Socket>>);
 
 /// A turn that a connection takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +92,16 @@ pub enum Turn {
     Greeted,
     /// It ended.
     Ended,
+    /// The socket is closed, and nothing is told any more.
+    Closed,
 }
 
 impl Turn {
-    const ALL: [(SocketEvent, Turn); 3] = [
+    const ALL: [(SocketEvent, Turn); 4] = [
         (SocketEvent::CONNECTED, Turn::Connected),
         (SocketEvent::HANDSHAKE_SUCCEEDED, Turn::Greeted),
         (SocketEvent::DISCONNECTED, Turn::Ended),
+        (SocketEvent::MONITOR_STOPPED, Turn::Closed),
     ];
 
     fn mask() -> i32 {
@@ -99,16 +117,34 @@ impl Turn {
 
 impl Connections {
     /// The turns since this was asked last, in order.
-    pub fn each(&self, mut heard: impl FnMut(Turn)) {
-        let mut scratch = zmq::Message::new();
-        // The first frame says what happened, the second to which address.
-        let mut first = true;
-        while self.0.recv(&mut scratch, zmq::DONTWAIT).is_ok() {
-            if first && let Some(turn) = Turn::of(&scratch) {
-                heard(turn);
-            }
-            first = !scratch.get_more();
+    pub fn each(&self, heard: impl FnMut(Turn)) {
+        if let Some(monitor) = &self.monitor {
+            each_turn(monitor, heard);
         }
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        let mut closing = self.farewells.0.lock();
+        closing.extend(self.monitor.take());
+        closing.retain(|monitor| {
+            let mut closed = false;
+            each_turn(monitor, |turn| closed |= turn == Turn::Closed);
+            !closed
+        });
+    }
+}
+
+fn each_turn(monitor: &Socket, mut heard: impl FnMut(Turn)) {
+    let mut scratch = zmq::Message::new();
+    // The first frame says what happened, the second to which address.
+    let mut first = true;
+    while monitor.recv(&mut scratch, zmq::DONTWAIT).is_ok() {
+        if first && let Some(turn) = Turn::of(&scratch) {
+            heard(turn);
+        }
+        first = !scratch.get_more();
     }
 }
 
@@ -122,6 +158,7 @@ impl Sockets {
             dialled: contexts(dialled),
             named: contexts(dialled),
             next: AtomicUsize::new(0),
+            farewells: Arc::default(),
             max_message: i64::try_from(max_message).unwrap_or(i64::MAX),
         }
     }
@@ -140,14 +177,15 @@ impl Sockets {
         let context = self.context_for(address);
         let socket = self.open(context, SocketType::SUB, address.ipv6)?;
         socket.set_subscribe(b"")?;
+        let monitor = context.socket(SocketType::PAIR)?;
+        // libzmq's own thread waits where there is a limit and it is reached.
+        monitor.set_rcvhwm(0)?;
         let name = format!("inproc://connections-{}", self.next.fetch_add(1, Relaxed));
         socket.monitor(&name, Turn::mask())?;
-        let connections = context.socket(SocketType::PAIR)?;
-        // libzmq's own thread waits where there is a limit and it is reached.
-        connections.set_rcvhwm(0)?;
-        connections.connect(&name)?;
+        monitor.connect(&name)?;
+        let connections = Connections { monitor: Some(monitor), farewells: Arc::clone(&self.farewells) };
         socket.connect(&address.endpoint)?;
-        Ok((socket, Connections(connections)))
+        Ok((socket, connections))
     }
 
     /// Listens for engines that dial in.
@@ -212,5 +250,31 @@ mod tests {
     fn a_name_is_dialled_by_ipv4_where_it_can_be() {
         let local = Address::look_up("tcp://localhost:5557");
         assert!(local.named && !local.ipv6);
+    }
+
+    /// What a connection ends with must not wait for anybody who listens no more: libzmq's thread would wait
+    /// for ever, and with it every other connection of its context.
+    #[test]
+    fn engines_that_go_as_they_are_given_up_leave_the_others_connected() {
+        let sockets = Sockets::new(1, 1, 1 << 20);
+        let engines = Context::new();
+        for i in 0..1_000u64 {
+            let engine = engines.socket(SocketType::PUB).unwrap();
+            engine.bind("tcp://127.0.0.1:*").unwrap();
+            let address = Address::look_up(&engine.get_last_endpoint().unwrap().unwrap());
+            let (socket, connections) = sockets.dial(&address).unwrap();
+            let began = std::time::Instant::now();
+            let mut greeted = false;
+            while !greeted {
+                connections.each(|turn| greeted |= turn == Turn::Greeted);
+                assert!(began.elapsed().as_secs() < 10, "the {i}th is not connected");
+            }
+            drop(engine);
+            // The news of it comes a little before, while, or after the socket is closed.
+            let went = std::time::Instant::now();
+            while went.elapsed().as_nanos() < u128::from(i * 7919 % 200_000) {}
+            drop((socket, connections));
+        }
+        assert!(sockets.farewells.0.lock().len() < 100, "closed sockets are let go");
     }
 }

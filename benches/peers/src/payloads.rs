@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use dynamo_kv_router::indexer::{SyncIndexer, ThreadPoolIndexer};
 use dynamo_kv_router::indexer::concurrent_radix_tree_compressed::ConcurrentRadixTreeCompressed;
-use dynamo_kv_router::protocols::WorkerWithDpRank;
+use dynamo_kv_router::protocols::{KvCacheEventData, WorkerWithDpRank};
 use dynamo_kv_router::zmq_wire::{KvEventBatch, RawKvEvent, ZmqEventNormalizer, decode_event_batch};
 use kvindex::{HolderId, HolderSpec, Index, IndexConfig};
 use kvproto::engine::{Engine, decode};
@@ -29,6 +29,8 @@ struct Cost {
     applied: f64,
     /// Allocations of all of it.
     allocations: u64,
+    /// Pairs of pod and block held at the end.
+    held: u64,
 }
 
 /// Measures the payloads in `path`, `passes` times each, and prints the best of them.
@@ -40,12 +42,12 @@ pub fn run(path: &Path, passes: usize) -> Result<()> {
     for pass in [dynamo, kvd] {
         let mut all = (0..passes.max(1)).map(|_| pass(&batches, pods)).collect::<Result<Vec<Cost>>>()?;
         all.sort_by(|a, b| a.applied.total_cmp(&b.applied));
-        let Some(Cost { who, blocks, decoded, applied, allocations }) = all.first() else { continue };
+        let Some(Cost { who, blocks, decoded, applied, allocations, held }) = all.first() else { continue };
         let slowest = all.last().map_or(0.0, |c| *blocks as f64 / c.applied / 1e6);
         let n = *blocks as f64;
         println!(
             "{who:<12} decoding {:>6.2} M blocks/CPU s, decoded and applied {:>5.2} (slowest pass {slowest:.2}), \
-             {:.2} allocations per block",
+             {:.2} allocations per block, holds {held} pairs of pod and block",
             n / decoded / 1e6,
             n / applied / 1e6,
             *allocations as f64 / n
@@ -86,8 +88,9 @@ fn kvd(batches: &[(u32, &[u8])], pods: u32) -> Result<Cost> {
         blocks += u64::from(index.apply(holders[*pod as usize], &batch).stored);
     }
     let (applied, allocations) = (process_cpu() - began, alloc::calls() - before);
-    ensure!(index.stats().blocks > 0, "the index holds nothing");
-    Ok(Cost { who: "kvd", blocks, decoded, applied, allocations })
+    let held = index.stats().entries;
+    ensure!(held > 0, "the index holds nothing");
+    Ok(Cost { who: "kvd", blocks, decoded, applied, allocations, held })
 }
 
 fn dynamo(batches: &[(u32, &[u8])], _pods: u32) -> Result<Cost> {
@@ -115,6 +118,12 @@ fn dynamo(batches: &[(u32, &[u8])], _pods: u32) -> Result<Cost> {
     }
     runtime.block_on(tree.flush_and_wait()).map_err(|e| anyhow::anyhow!("flush: {e}"))?;
     let (applied, allocations) = (process_cpu() - began, alloc::calls() - before);
-    ensure!(!tree.backend().node_edge_lengths().is_empty(), "the tree holds nothing");
-    Ok(Cost { who: "dynamo-crtc", blocks, decoded, applied, allocations })
+    let held = tree.backend().dump_events().context("the tree can tell what it holds")?;
+    let held = held.iter().map(|e| match &e.event.data {
+        KvCacheEventData::Stored(stored) => stored.blocks.len() as u64,
+        KvCacheEventData::Removed(_) | KvCacheEventData::Cleared => 0,
+    });
+    let held = held.sum();
+    ensure!(held > 0, "the tree holds nothing");
+    Ok(Cost { who: "dynamo-crtc", blocks, decoded, applied, allocations, held })
 }

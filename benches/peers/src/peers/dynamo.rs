@@ -155,7 +155,4 @@ impl Peer for Compressed {
         let tree = self.pool.backend_arc();
         Some(Box::new(move |prompt| fold(&tree.find_matches_impl(prompt, false))))
     }
-    fn note(&self) -> String {
-        format!("{} edges", self.pool.backend().node_edge_lengths().len())
-    }
 }
