@@ -6,13 +6,12 @@ use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
 use tonic::codegen::tokio_stream;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use crate::connect::Dial;
+use crate::connect::{Dial, Link};
 use crate::{
     ConnectError, HashSpec, HashSpecCall, Outcome, OutcomeCall, Outcomes, Routed, RoutingCall, ScoreCall,
-    ScoreError, Scores,
+    ScoreError, Scores, Security,
 };
 
 /// How a client connects and how long it waits.
@@ -29,6 +28,12 @@ impl Builder {
         Builder { dial: Dial { connect_timeout: timeout, ..self.dial }, ..self }
     }
 
+    /// Encrypts, and shows what a guarded kvd asks for; nothing of it unless set. The address is then
+    /// `https://host:port` where there is a CA.
+    pub fn security(self, security: Security) -> Builder {
+        Builder { dial: Dial { security, ..self.dial }, ..self }
+    }
+
     /// Every call ends after this long, answered or not; 5 ms unless set.
     pub fn deadline(self, deadline: Duration) -> Builder {
         Builder { deadline, ..self }
@@ -40,8 +45,8 @@ impl Builder {
     ///
     /// [`ConnectError`] where the address makes no sense or nothing answers there in time.
     pub async fn connect(self) -> Result<ScorerClient, ConnectError> {
-        match self.dial.endpoint(&self.endpoint)?.connect().await {
-            Ok(channel) => Ok(ScorerClient::over(channel, self.deadline)),
+        match self.dial.endpoint(&self.endpoint, None)?.connect().await {
+            Ok(channel) => Ok(ScorerClient::over(self.dial.link(channel), self.deadline)),
             Err(source) => Err(ConnectError::Unreachable { endpoint: self.endpoint, source }),
         }
     }
@@ -53,16 +58,16 @@ impl Builder {
     ///
     /// [`ConnectError::Endpoint`] where the address makes no sense.
     pub fn connect_lazy(self) -> Result<ScorerClient, ConnectError> {
-        let channel = self.dial.endpoint(&self.endpoint)?.connect_lazy();
-        Ok(ScorerClient::over(channel, self.deadline))
+        let channel = self.dial.endpoint(&self.endpoint, None)?.connect_lazy();
+        Ok(ScorerClient::over(self.dial.link(channel), self.deadline))
     }
 }
 
 /// A connection to kvd. Clones share it; it reconnects by itself after a loss.
 #[derive(Clone, Debug)]
 pub struct ScorerClient {
-    pub(crate) inner: IndexServiceClient<Channel>,
-    transfers: TransferServiceClient<Channel>,
+    pub(crate) inner: IndexServiceClient<Link>,
+    transfers: TransferServiceClient<Link>,
     pub(crate) deadline: Duration,
 }
 
@@ -87,15 +92,15 @@ impl ScorerClient {
     }
 
     /// A client on a connection that somebody else made.
-    pub(crate) fn over(channel: Channel, deadline: Duration) -> ScorerClient {
+    pub(crate) fn over(link: Link, deadline: Duration) -> ScorerClient {
         ScorerClient {
-            inner: IndexServiceClient::new(channel.clone()),
-            transfers: TransferServiceClient::new(channel),
+            inner: IndexServiceClient::new(link.clone()),
+            transfers: TransferServiceClient::new(link),
             deadline,
         }
     }
 
-    pub(crate) fn transfers(&self) -> TransferServiceClient<Channel> {
+    pub(crate) fn transfers(&self) -> TransferServiceClient<Link> {
         self.transfers.clone()
     }
 
@@ -169,7 +174,7 @@ impl ScorerClient {
     async fn within<Q, A, F>(
         &self,
         message: Q,
-        call: impl FnOnce(IndexServiceClient<Channel>, Request<Q>) -> F,
+        call: impl FnOnce(IndexServiceClient<Link>, Request<Q>) -> F,
     ) -> Result<A, ScoreError>
     where
         F: Future<Output = Result<Response<A>, Status>>,

@@ -22,6 +22,30 @@ pub enum ConnectError {
         /// What was given.
         place: String,
     },
+    /// A CA is given for an address that is not encrypted, or none for one that is.
+    #[error("{endpoint}: {why}")]
+    Security {
+        /// What was given.
+        endpoint: String,
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// Certificates or keys cannot be used.
+    #[error("{endpoint}: its certificates cannot be used")]
+    Certificates {
+        /// What was to be dialled with them.
+        endpoint: String,
+        /// What is wrong with them.
+        source: tonic::transport::Error,
+    },
+    /// There is no token to show.
+    #[error("{what}: {why}")]
+    Token {
+        /// The file, or what else it was to come from.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Nothing answers there.
     #[error("{endpoint} cannot be reached")]
     Unreachable {

@@ -57,6 +57,8 @@
 //! # }
 //! ```
 //!
+//! A kvd that is guarded (`docs/security.md`) is reached with [`Security`]: a CA, a certificate to show, a token.
+//!
 //! [`ScorerClient::plan`] asks how a prompt is to be served where prefill and decode are apart, and
 //! [`ScorerClient::report`] says what became of it.
 //!
@@ -72,6 +74,7 @@ mod outcome;
 mod prompt;
 mod replicas;
 mod scores;
+mod security;
 mod stream;
 mod transfer;
 
@@ -87,6 +90,7 @@ pub use replicas::{
     ReplicaStats, ReplicaStatus, Replicas,
 };
 pub use scores::{Endpoint, EndpointScore, Freshness, PublisherState, Routed, Scores};
+pub use security::{Security, Token};
 pub use stream::{ScoreReceiver, ScoreSender, StreamAnswer};
 pub use transfer::{PlanCall, Planned, ReportCall, Retry};
 

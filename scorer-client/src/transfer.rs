@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+use crate::connect::Link;
 use crate::{Prompt, ScoreError, ScorerClient};
 
 /// How often a call that got no answer is made again.
@@ -200,7 +200,7 @@ impl ScorerClient {
         &self,
         message: Q,
         retry: Retry,
-        call: impl Fn(TransferServiceClient<Channel>, Request<Q>) -> F,
+        call: impl Fn(TransferServiceClient<Link>, Request<Q>) -> F,
     ) -> Result<A, ScoreError>
     where
         F: Future<Output = Result<Response<A>, Status>>,

@@ -13,7 +13,7 @@ const READ: &str = "a-token-that-may-read";
 const WRITE: &str = "a-token-that-may-write";
 
 /// A CA, and certificates that it signed, as files.
-struct Authority {
+pub struct Authority {
     folder: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -29,7 +29,7 @@ impl Authority {
         Authority { folder, issuer }
     }
 
-    fn path(&self, file: &str) -> String {
+    pub fn path(&self, file: &str) -> String {
         self.folder.join(file).display().to_string()
     }
 
@@ -53,6 +53,22 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 fn kvd(folder: &Path, security: &str) -> Kvd {
     let config = file(folder, "kvd.toml", &format!("[security]\n{security}\n"));
     Kvd::start_with(&folder.join("data"), &["--config", &config])
+}
+
+/// A kvd that asks for certificates and tokens, with its own for `kvd.test`; who signs them, and the file of a token
+/// that may read.
+pub fn guarded(folder: &Path) -> (Kvd, Authority, String) {
+    let ours = Authority::new(folder, "ours");
+    ours.sign("kvd.test");
+    let (read, write) = (file(folder, "r", READ), file(folder, "w", WRITE));
+    let config = format!(
+        "[security]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {:?}\nread_tokens = {read:?}\nwrite_tokens = {write:?}\n",
+        ours.path("tls.crt"),
+        ours.path("tls.key"),
+        ours.path("ca.crt"),
+    );
+    let config = file(folder, "kvd.toml", &config);
+    (Kvd::start_blind(&folder.join("data"), &["--config", &config]), ours, read)
 }
 
 fn kvctl(address: &str, args: &[&str]) -> Output {
@@ -262,6 +278,64 @@ fn replicas_find_one_another_by_tls_and_token() {
     );
     assert!(registered.status.success(), "{}", said(&registered));
     b.wait("the other replica to be told", || said(&run(&b, &["publishers", "--json"])).contains("a:1"));
+}
+
+#[test]
+fn a_scheduler_shows_its_certificate_and_its_token() {
+    use scorer_client::{
+        ConnectError, Prompt, ReplicaSettings, Replicas, ScoreCall, ScoreError, ScorerClient, Security, Token,
+    };
+    let folder = TempDir::new().expect("a directory");
+    let (kvd, ours, read) = guarded(folder.path());
+    let pem = |name: &str| std::fs::read(ours.path(name)).expect("there");
+    let trusted = Security::default().ca(pem("ca.crt")).server_name("kvd.test");
+    let own = trusted.clone().identity(pem("tls.crt"), pem("tls.key"));
+    let whole = own.clone().token(Token::file(&read).expect("a token"));
+    let (address, patience) = (format!("https://{}", kvd.grpc), std::time::Duration::from_secs(10));
+    let client = |security: &Security| {
+        ScorerClient::builder(&address)
+            .deadline(patience)
+            .connect_timeout(patience)
+            .security(security.clone())
+    };
+    let call = || ScoreCall::new("m", Prompt::tokens(&[1, 2, 3]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let began = std::time::Instant::now();
+        let guarded = loop {
+            match client(&whole).connect().await {
+                Ok(guarded) => break guarded,
+                Err(e) => assert!(began.elapsed() < patience, "{e}"),
+            }
+        };
+        guarded.score(call()).await.expect("an answer");
+        let without = client(&own).connect().await.expect("a connection").score(call()).await;
+        assert!(
+            matches!(without, Err(ScoreError::Refused { code: tonic::Code::Unauthenticated, .. })),
+            "{without:?}"
+        );
+        let stranger = client(&trusted).connect_lazy().expect("an address").score(call()).await;
+        assert!(stranger.is_err(), "without a certificate: {stranger:?}");
+        let elsewhere = client(&whole.clone().server_name("other.test")).connect().await;
+        assert!(matches!(elsewhere, Err(ConnectError::Unreachable { .. })), "{elsewhere:?}");
+
+        let settings = ReplicaSettings {
+            deadline: patience,
+            security: whole.clone(),
+            ..ReplicaSettings::new([&kvd.grpc])
+        };
+        let replicas = Replicas::start(settings).await.expect("a place");
+        assert!(replicas.score(call()).await.is_from_kvd());
+        for (place, security, what) in [
+            (&address, Security::default(), "needs a CA"),
+            (&format!("http://{}", kvd.grpc), whole, "not https"),
+        ] {
+            let refused =
+                Replicas::start(ReplicaSettings { security, ..ReplicaSettings::new([place]) }).await;
+            let why = refused.expect_err("does not fit").to_string();
+            assert!(why.contains(what), "{why}");
+        }
+    });
 }
 
 #[test]

@@ -46,6 +46,12 @@ class Settings:
     routing_queue: int = 1024
     remembered_blocks: int = 8192
     answers_for: float = 10.0
+    # ``grpc.ssl_channel_credentials``: encrypts, and trusts and shows what they say.
+    credentials: grpc.ChannelCredentials | None = None
+    # The name in kvd's certificate, where it is not the host of its place.
+    server_name: str = ""
+    # What is shown with every call; asked each time, so that it may change.
+    token: Callable[[], str] | None = None
 
 
 class Origin(enum.Enum):
@@ -86,9 +92,9 @@ class Stats:
 class _Replica:
     """A connection, and whether it is worth a question."""
 
-    def __init__(self, address: str, breaker: Breaker) -> None:
-        self.address, self.breaker, self.in_flight, self.probing = address, breaker, 0, False
-        self.channel = grpc.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 1000)])
+    def __init__(self, address: str, host: str, settings: Settings) -> None:
+        self.address, self.breaker, self.in_flight, self.probing = address, settings.breaker(), 0, False
+        self.channel = _channel(address, host, settings)
         self.score: Method = self.channel.unary_unary(
             "/kv.v1.IndexService/Score",
             request_serializer=kv.ScoreRequest.SerializeToString,
@@ -105,6 +111,38 @@ class _Replica:
             request_serializer=lambda name: b"\x0a" + bytes([len(name)]) + name,
             response_deserializer=lambda answer: answer == b"\x08\x01",
         )
+
+
+def _channel(address: str, host: str, settings: Settings) -> grpc.Channel:
+    options: list[tuple[str, Any]] = [("grpc.max_reconnect_backoff_ms", 1000)]
+    if settings.credentials is None:
+        channel = grpc.insecure_channel(address, options)
+    else:
+        # Replicas are dialled by address, and their certificates are for a name.
+        options.append(("grpc.ssl_target_name_override", settings.server_name or host))
+        channel = grpc.secure_channel(address, settings.credentials, options)
+    return channel if settings.token is None else grpc.intercept_channel(channel, _Shows(settings.token))
+
+
+class _Shows(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    """Shows a token."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        shown = [*(details.metadata or ()), ("authorization", f"Bearer {self._token()}")]
+        return continuation(_Details(details.method, details.timeout, shown), request)
+
+
+@dataclass(frozen=True)
+class _Details(grpc.ClientCallDetails):  # type: ignore[misc]
+    method: str
+    timeout: float | None
+    metadata: Sequence[tuple[str, str]]
+    credentials: grpc.CallCredentials | None = None
+    wait_for_ready: bool | None = None
+    compression: grpc.Compression | None = None
 
 
 class Replicas:
@@ -296,11 +334,11 @@ class Replicas:
                 # A name server that fails has not taken the replicas away.
                 continue
             self._known[place] = [_join(f[4][0], f[4][1]) for f in found]
-        now = {address for known in self._known.values() for address in known}
+        now = {address: _split(place)[0] for place, known in self._known.items() for address in known}
         with self._lock:
             gone = [self._replicas.pop(a) for a in list(self._replicas) if a not in now]
-            for address in sorted(now - set(self._replicas)):
-                self._replicas[address] = _Replica(address, self._settings.breaker())
+            for address in sorted(set(now) - set(self._replicas)):
+                self._replicas[address] = _Replica(address, now[address], self._settings)
         for replica in gone:
             replica.channel.close()
 
@@ -333,7 +371,7 @@ class _NoAnswer(Exception):
 
 
 def _split(place: str) -> tuple[str, int]:
-    host, _, port = place.removeprefix("http://").rpartition(":")
+    host, _, port = place.removeprefix("http://").removeprefix("https://").rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{place!r} is not a host and a port, such as kvd-headless:50051")
     return host.strip("[]"), int(port)

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::places::{Place, Resolved};
 use super::set::{Connection, SOUND, Shared};
+use super::settings::ReplicaSettings;
 use crate::ScorerClient;
-use crate::connect::Dial;
+use crate::connect::{Dial, Link};
 
 /// The name by which kvd says whether schedulers may ask it.
 const SERVICE: &str = "kv.v1.IndexService";
@@ -66,20 +66,30 @@ async fn resolve(shared: &Arc<Shared>, places: &[Place], resolved: &mut Resolved
     }
 }
 
+/// How replicas are dialled.
+pub(crate) fn dial(settings: &ReplicaSettings) -> Dial {
+    Dial {
+        connect_timeout: settings.connect_timeout,
+        keep_alive: Some(KEEP_ALIVE),
+        security: settings.security.clone(),
+    }
+}
+
 /// A connection that is dialled when it is used, and again after a loss. None where the address makes no
 /// sense to the transport, which a resolved one does.
 fn connect(shared: &Arc<Shared>, place: &Place, address: SocketAddr) -> Option<Connection> {
-    let dial = Dial { connect_timeout: shared.settings.connect_timeout, keep_alive: Some(KEEP_ALIVE) };
-    let channel = dial.endpoint(&place.uri(address)).ok()?.connect_lazy();
-    let client = ScorerClient::over(channel.clone(), shared.settings.deadline);
-    let watch = tokio::spawn(watch(Arc::downgrade(shared), address, channel));
+    let dial = dial(&shared.settings);
+    let endpoint = dial.endpoint(&place.uri(address), Some(place.host())).ok()?;
+    let link = dial.link(endpoint.connect_lazy());
+    let client = ScorerClient::over(link.clone(), shared.settings.deadline);
+    let watch = tokio::spawn(watch(Arc::downgrade(shared), address, link));
     Some(Connection { client, watch })
 }
 
 /// Asks one replica for its health as long as it is one of ours. The first question also makes the
 /// connection, so that no scheduler's question has to wait for that.
-async fn watch(shared: Weak<Shared>, address: SocketAddr, channel: Channel) {
-    let mut client = HealthClient::new(channel);
+async fn watch(shared: Weak<Shared>, address: SocketAddr, link: Link) {
+    let mut client = HealthClient::new(link);
     loop {
         let Some(every) = upgrade(&shared, |s| s.settings.health_every) else { return };
         let request = HealthCheckRequest { service: SERVICE.to_owned() };

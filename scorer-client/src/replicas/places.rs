@@ -6,7 +6,7 @@ use tonic::codegen::http::Uri;
 
 use crate::ConnectError;
 
-/// `http://host:port`, or `host:port`.
+/// `http://host:port`, `https://host:port`, or `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     scheme: String,
@@ -15,8 +15,10 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn parse(text: &str) -> Result<Place, ConnectError> {
-        let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    /// Reads one; `encrypted` says what one without a scheme is.
+    pub(crate) fn parse(text: &str, encrypted: bool) -> Result<Place, ConnectError> {
+        let scheme = if encrypted { "https" } else { "http" };
+        let full = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
         let wrong = || ConnectError::Place { place: text.to_owned() };
         let uri: Uri = full.parse().map_err(|_| wrong())?;
         let (Some(scheme), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16()) else {
@@ -27,6 +29,11 @@ impl Place {
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Place { scheme: scheme.to_owned(), host, port })
+    }
+
+    /// The name that certificates are for.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 
     /// What one of its replicas is dialled by.
@@ -80,13 +87,13 @@ mod tests {
     #[test]
     fn a_place_is_a_host_and_a_port() {
         let place = |scheme: &str, host: &str, port| Place { scheme: scheme.into(), host: host.into(), port };
-        assert_eq!(Place::parse("kvd-headless:50051").unwrap(), place("http", "kvd-headless", 50051));
-        assert_eq!(Place::parse("https://kvd:1/").unwrap(), place("https", "kvd", 1));
-        let six = Place::parse("http://[::1]:7").unwrap();
+        assert_eq!(Place::parse("kvd-headless:50051", false).unwrap(), place("http", "kvd-headless", 50051));
+        assert_eq!(Place::parse("https://kvd:1/", false).unwrap(), place("https", "kvd", 1));
+        let six = Place::parse("http://[::1]:7", false).unwrap();
         assert_eq!(six, place("http", "::1", 7));
         assert_eq!(six.uri("[::1]:7".parse().unwrap()), "http://[::1]:7");
         for wrong in ["", "kvd", "http://kvd", "http://kvd:1/path", "kvd:99999", "a b:1"] {
-            assert!(matches!(Place::parse(wrong), Err(ConnectError::Place { .. })), "{wrong}");
+            assert!(matches!(Place::parse(wrong, false), Err(ConnectError::Place { .. })), "{wrong}");
         }
     }
 

@@ -1,20 +1,22 @@
 //! How a scheduler asks several replicas: everything that can be set.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use kvproto::Tier;
 
 use super::breaker::BreakerRule;
+use super::follow;
 use super::hedge::HedgeAfter;
 use super::places::Place;
 use super::recall::RecallRule;
-use crate::ConnectError;
+use crate::{ConnectError, Security};
 
 /// Settings of [`Replicas`](super::Replicas). [`ReplicaSettings::new`] says where kvd is; everything else has
 /// a value already.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplicaSettings {
-    /// Addresses as `http://host:port`. A host name stands for everything it resolves to, as that of a
+    /// Addresses as `http://host:port`, or `https://host:port` with a CA in `security`. A host name stands for everything it resolves to, as that of a
     /// headless service does, and is resolved again and again.
     pub places: Vec<String>,
     /// A question is answered within this time, by kvd or from memory; 5 ms.
@@ -29,6 +31,8 @@ pub struct ReplicaSettings {
     pub health_every: Duration,
     /// Gives up dialling after this long; 1 s.
     pub connect_timeout: Duration,
+    /// Who is trusted, and what is shown; nothing unless set.
+    pub security: Security,
     /// Hashes prompts here, where all engines of a model have blocks of one size: an eighth of the bytes.
     pub hash_here: bool,
     /// Gives counts in blocks of this many tokens; 0 = of each engine's own size.
@@ -65,6 +69,7 @@ impl ReplicaSettings {
             resolve_every: Duration::from_secs(5),
             health_every: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(1),
+            security: Security::default(),
             hash_here: false,
             block_size: 0,
             max_blocks: 0,
@@ -83,7 +88,14 @@ impl ReplicaSettings {
     }
 
     pub(crate) fn parsed(&self) -> Result<Vec<Place>, ConnectError> {
-        self.places.iter().map(|p| Place::parse(p)).collect()
+        let parse = |text: &String| {
+            let place = Place::parse(text, self.security.encrypts())?;
+            // What is wrong with any of it is known now and not when nobody answers.
+            let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+            follow::dial(self).endpoint(&place.uri(nobody), Some(place.host()))?;
+            Ok(place)
+        };
+        self.places.iter().map(parse).collect()
     }
 
     pub(crate) fn recall(&self) -> RecallRule {
