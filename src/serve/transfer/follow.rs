@@ -11,6 +11,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use tracing::info;
 
 use super::Transfers;
+use crate::publisher::PublisherState;
 use crate::serve::{Service, endpoint};
 use crate::transfer::ledger::{Cause, Event, Record};
 use crate::transfer::types::{Endpoint, Lesson};
@@ -69,7 +70,9 @@ impl Service {
 
     fn follow_pods(&self, transfers: &Transfers) {
         let mut now = FxHashMap::default();
-        for status in self.publishers.list() {
+        let statuses = self.publishers.list();
+        // Who is taken for dead is as gone as one that is unregistered.
+        for status in statuses.into_iter().filter(|s| s.freshness.state != PublisherState::Dead) {
             let pod = Endpoint { instance: status.spec.instance_id.into(), rank: status.spec.dp_rank };
             let publisher = Publisher {
                 holder: status.holder,
@@ -127,9 +130,8 @@ impl Service {
 
 impl Transfers {
     fn pod_is(&self, pod: &Endpoint, fate: Fate) {
-        if fate == Fate::Restarted {
-            self.learn(&Lesson::Restarted { pod: pod.clone() });
-        }
+        // Whoever comes back by the name of one that is gone has shaken hands with nobody.
+        self.learn(&Lesson::Restarted { pod: pod.clone() });
         let now = self.now();
         let ((), _) = self.change(|book, out| {
             for record in book.of_pod(pod) {

@@ -18,6 +18,14 @@ pub(super) struct Asked {
     prompt_tokens: u32,
 }
 
+/// What the index knows of a pod.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    held: Held,
+    block_size: u32,
+    dead: bool,
+}
+
 struct Pod {
     endpoint: Endpoint,
     said: Described,
@@ -99,19 +107,22 @@ impl Service {
                 fresh: view.freshness.state == PublisherState::Live && view.freshness.complete,
             };
             let endpoint = Endpoint { instance: view.instance().into(), rank: view.spec.rank };
-            known.insert(endpoint, (held, score.block_size));
+            let dead = view.freshness.state == PublisherState::Dead;
+            known.insert(endpoint, Known { held, block_size: score.block_size, dead });
         }
         Ok(Asked { pods: self.joined(ask, known), prompt_tokens })
     }
 
-    /// Joins what was said of pods to what the index knows of them.
-    fn joined(&self, ask: &PlanAsk, known: FxHashMap<Endpoint, (Held, u32)>) -> Vec<Pod> {
+    /// Joins what was said of pods to what the index knows of them. Who is taken for dead is left out, but
+    /// whoever names it knows more: it may decode, and nothing is read from it.
+    fn joined(&self, ask: &PlanAsk, known: FxHashMap<Endpoint, Known>) -> Vec<Pod> {
         let described = self.transfers.as_ref().map(|t| t.pods.read());
         let said_of = |e: &Endpoint| described.as_ref().map(|d| d.get(e)).unwrap_or_default();
         if ask.pods.is_empty() {
             let mut pods: Vec<Pod> = known
                 .into_iter()
-                .map(|(endpoint, (held, block_size))| {
+                .filter(|(_, known)| !known.dead)
+                .map(|(endpoint, Known { held, block_size, .. })| {
                     let said = said_of(&endpoint);
                     Pod { endpoint, said, load: Load::default(), held, block_size }
                 })
@@ -121,8 +132,12 @@ impl Service {
             return pods;
         }
         let each = ask.pods.iter().map(|(endpoint, said, load)| {
-            let (held, block_size) = known.get(endpoint).copied().unwrap_or_default();
-            let said = said.clone().or(said_of(endpoint));
+            let Known { held, block_size, dead } = known.get(endpoint).copied().unwrap_or_default();
+            let mut said = said.clone().or(said_of(endpoint));
+            if dead {
+                let decode = said.roles.is_none_or(|r| r.decode);
+                said.roles = Some(Roles { prefill: false, decode, source: false });
+            }
             Pod { endpoint: endpoint.clone(), said, load: *load, held, block_size }
         });
         each.collect()

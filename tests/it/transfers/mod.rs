@@ -149,22 +149,40 @@ fn whoever_waits_for_a_prefill_pod_that_dies_is_told_long_before_a_timeout() {
     let c = Cluster::start();
     let caller = c.ready("r", &[D]);
     // Wanted, and renewed while it waits in the decode pod's queue.
-    let renew = || {
-        let body = json!({"attempt": 1, "plan_token": caller.plan["plan_token"], "lease_ms": 7500});
-        c.kvd.ok(&format!("/v1/transfers/{}/renew", caller.id()), &body)
-    };
     let waiting = Instant::now();
     while waiting.elapsed() < Duration::from_millis(1_000) {
-        assert_eq!(state(&renew()["transfer"]), "READY");
+        assert_eq!(state(&caller.renew(&c.kvd)), "READY");
         thread::sleep(Duration::from_millis(20));
     }
     let died = Instant::now();
     unregister(&c.kvd, P);
-    c.kvd.wait("the transfer to fail", || state(&renew()["transfer"]) == "FAILED");
+    c.kvd.wait("the transfer to fail", || state(&caller.renew(&c.kvd)) == "FAILED");
     assert!(died.elapsed() < LEASE / 2, "{:?}", died.elapsed());
     assert_eq!(caller.now(&c.kvd)["cause"], "source_gone");
     assert!(c.agent.find("STRANDED", &caller.id()).is_none(), "the blocks died with their pod");
     nothing_reserved(&c.kvd);
+}
+
+#[test]
+fn a_prefill_pod_that_is_killed_fails_its_transfers_and_is_planned_with_no_more() {
+    use crate::support::{Engine, record, stored_payload};
+    let data = tempfile::tempdir().expect("a directory");
+    let kvd = start(data.path(), "[ingest]\ndead_after = \"300ms\"\n", &[]);
+    [D, E].iter().for_each(|pod| register(&kvd, pod));
+    let engine = Prefiller::default();
+    let mut pod = Engine::open(P);
+    pod.register(&kvd, "vLLM", 16);
+    pod.publish(&[record(0, stored_payload(1.0, 1, &(0..32).collect::<Vec<_>>(), 16))]);
+    kvd.wait_for_seq(P, 0);
+    let mut caller = Caller::plan(&kvd, &question("r", &[P], &[D]));
+    caller.prefilled(&kvd, &engine);
+    drop(pod);
+    kvd.wait("the transfer to fail", || state(&caller.renew(&kvd)) == "FAILED");
+    assert_eq!(caller.now(&kvd)["cause"], "source_gone");
+    nothing_reserved(&kvd);
+    let plan = kvd.ok("/v1/transfers", &question("again", &[P], &[D]));
+    let choice = &plan["transfer"]["choice"];
+    assert_eq!(choice["decision"], "TRANSFER_DECISION_LOCAL", "{choice}");
 }
 
 #[test]

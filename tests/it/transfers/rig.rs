@@ -162,6 +162,12 @@ impl Caller {
         assert_eq!(self.report(kvd, "PREFILL_DONE", more), "READY");
     }
 
+    /// Keeps it alive while it waits in a queue; the transfer as it is then.
+    pub fn renew(&self, kvd: &Kvd) -> Value {
+        let body = json!({"attempt": 1, "plan_token": self.plan["plan_token"], "lease_ms": 7500});
+        kvd.ok(&format!("/v1/transfers/{}/renew", self.id()), &body)["transfer"].take()
+    }
+
     pub fn now(&self, kvd: &Kvd) -> Value {
         kvd.get(&format!("/v1/transfers/{}", self.id()))["transfer"].clone()
     }
