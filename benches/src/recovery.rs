@@ -54,6 +54,8 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
         Ok(vec!["--config".into(), text(&config), "--data-dir".into(), text(&data)])
     };
     let mut pods = (0..args.pods).map(|n| Pod::keeping(n, RING)).collect::<anyhow::Result<Vec<_>>>()?;
+    // Answers come in the order of registration, which is that of names after a restart.
+    pods.sort_by(|a, b| a.instance.cmp(&b.instance));
     let first = own("first", "")?;
     let server = Server::kvd_with(&setting.kvd, &first)?;
     server.register_with_kvd(&pods)?;
@@ -109,11 +111,11 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     table.row(vec!["start until ready, from the other replica".into(), seconds(joined)]);
     table.row(vec![
         "client's Score p50 / p99 before, ms".into(),
-        format!("{:.2} / {:.2}", before[0] * 1e3, before[1] * 1e3),
+        format!("{:.2} / {:.2}", before[0], before[1]),
     ]);
     table.row(vec![
         "the same while the other begins from it".into(),
-        format!("{:.2} / {:.2}", during[0] * 1e3, during[1] * 1e3),
+        format!("{:.2} / {:.2}", during[0], during[1]),
     ]);
     table.print();
     Ok(verdict)
