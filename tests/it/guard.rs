@@ -36,7 +36,9 @@ impl Authority {
     /// Writes `tls.crt` and `tls.key` for `name`.
     fn sign(&self, name: &str) {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        // Whoever has the name of who signed it is taken to have signed itself.
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         std::fs::write(self.folder.join("tls.crt"), certificate.pem()).expect("write");
         std::fs::write(self.folder.join("tls.key"), key.serialize_pem()).expect("write");

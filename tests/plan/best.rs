@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use kvd::transfer::cost::Geometry;
+use kvd::transfer::cost::book::PodId;
 use kvd::transfer::types::{Decision, Flow, LegKind, Plan, Question, Reserved, Roles};
 
 use crate::cluster::{Cluster, plain};
@@ -223,7 +224,7 @@ impl<'a> Evaluator<'a> {
         let wait = if room == 0.0 {
             0.0
         } else {
-            self.book.pod(id(&d.endpoint), Duration::ZERO).stay_s * over / room
+            self.book.pod(PodId::of(&d.endpoint), Duration::ZERO).stay_s * over / room
         };
         let alone_s = if way.compute == way.decode { ready } else { ready + prefill };
         let waits = (wait - alone_s).max(0.0);

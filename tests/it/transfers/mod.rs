@@ -167,7 +167,7 @@ fn whoever_waits_for_a_prefill_pod_that_dies_is_told_long_before_a_timeout() {
 fn a_prefill_pod_that_is_killed_fails_its_transfers_and_is_planned_with_no_more() {
     use crate::support::{Engine, record, stored_payload};
     let data = tempfile::tempdir().expect("a directory");
-    let kvd = start(data.path(), "[ingest]\ndead_after = \"300ms\"\n", &[]);
+    let kvd = start(data.path(), "[ingest]\ndead_after = \"1s\"\n", &[]);
     [D, E].iter().for_each(|pod| register(&kvd, pod));
     let engine = Prefiller::default();
     let mut pod = Engine::open(P);
