@@ -12,7 +12,7 @@ use super::cost::geometry::USUAL_PARITY;
 use super::cost::{CostBook, Geometry, Starting, book};
 use super::plan::{Knowledge, Planner, Policy};
 use super::plans::{Brief, LinkCost, Plans};
-use super::types::{Artefacts, Choice, Endpoint, Lesson, Plan, Question};
+use super::types::{Artefacts, Endpoint, Lesson, Plan, Question};
 
 /// Pods and links whose costs are remembered. A cluster of 256 pods has 65,280 links.
 const PODS: usize = 8_192;
@@ -63,13 +63,6 @@ impl Plans for Learned {
         let know =
             Knowledge { geometry: geometry.as_deref(), book: &book, policy: &self.policy, now: self.now() };
         PLANNER.with_borrow_mut(|planner| planner.plan(question, know))
-    }
-
-    fn chosen(&self, question: &Question, choice: &Choice) {
-        // Nothing to learn from who says nothing of room.
-        if question.pods.iter().any(|p| p.load.cache_tokens > 0) {
-            self.book.write().chosen(question, choice, self.now());
-        }
     }
 
     fn artefacts(&self, brief: &Brief<'_>) -> Artefacts {

@@ -15,9 +15,6 @@ pub trait Plans: Send + Sync {
     /// question and the lessons so far.
     fn plan(&self, question: &Question) -> Plan;
 
-    /// A plan for `question` is carried out this way.
-    fn chosen(&self, question: &Question, choice: &Choice);
-
     /// What to send to the engines.
     fn artefacts(&self, brief: &Brief<'_>) -> Artefacts;
 

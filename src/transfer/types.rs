@@ -182,6 +182,10 @@ pub struct Candidate {
 
 /// Limits that no plan may exceed. They hold when a plan is made and again, under the ledger's
 /// lock, when it is reserved.
+///
+/// They count what is planned as well as what is under way, so they bound queues. What they turn away is
+/// computed on decode pods, which then take longer to let anybody in: a limit below what waits in a busy
+/// hour makes it worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
     /// Transfers read from one pod at a time.
@@ -199,11 +203,11 @@ pub struct Caps {
 impl Default for Caps {
     fn default() -> Self {
         Caps {
-            transfers_per_source: 16,
-            transfers_per_destination: 16,
-            bytes_per_link: 64 << 30,
-            pinned_bytes_per_pod: 64 << 30,
-            prefills_per_pod: 64,
+            transfers_per_source: 256,
+            transfers_per_destination: 256,
+            bytes_per_link: 256 << 30,
+            pinned_bytes_per_pod: 1 << 40,
+            prefills_per_pod: 1024,
         }
     }
 }

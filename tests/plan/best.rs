@@ -5,10 +5,7 @@
 //! other lengths than the planner considers. What the planner decided is evaluated the same way, by names and tokens
 //! alone. That also checks what it says of its legs and of its own estimate.
 
-use std::time::Duration;
-
 use kvd::transfer::cost::Geometry;
-use kvd::transfer::cost::book::PodId;
 use kvd::transfer::types::{Decision, Flow, LegKind, Plan, Question, Reserved, Roles};
 
 use crate::cluster::{Cluster, plain};
@@ -221,11 +218,7 @@ impl<'a> Evaluator<'a> {
         // Room on the decode pod: waited for before computing there, or after computing elsewhere.
         let room = d.load.cache_tokens as f64;
         let over = (d.load.committed_tokens as f64 + f64::from(q.prompt_tokens) - room).max(0.0);
-        let wait = if room == 0.0 {
-            0.0
-        } else {
-            self.book.pod(PodId::of(&d.endpoint), Duration::ZERO).stay_s * over / room
-        };
+        let wait = if room == 0.0 { 0.0 } else { policy.stay.as_secs_f64() * over / room };
         let alone_s = if way.compute == way.decode { ready } else { ready + prefill };
         let waits = (wait - alone_s).max(0.0);
         let mut cost = waits

@@ -39,6 +39,9 @@ pub struct Args {
     /// Made-up traces of these seeds
     #[arg(long, value_delimiter = ',', default_values_t = [1])]
     seeds: Vec<u64>,
+    /// Only made-up traces whose name begins with one of these: chat, agents, documents, mixed
+    #[arg(long, value_delimiter = ',')]
+    kinds: Vec<String>,
     /// No more requests than these of each trace
     #[arg(long, default_value_t = 12_031)]
     requests: usize,
@@ -161,7 +164,9 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         workloads.push(Workload::read(path)?);
     }
     for seed in &args.seeds {
-        workloads.extend(Kind::ALL.iter().map(|kind| made_up(*kind, *seed)));
+        let made = Kind::ALL.iter().map(|kind| made_up(*kind, *seed));
+        let meant = |w: &Workload| args.kinds.is_empty() || args.kinds.iter().any(|k| w.name.starts_with(k));
+        workloads.extend(made.filter(meant));
     }
     let mut verdict = Verdict::default();
     let mut panels = Vec::new();

@@ -129,7 +129,6 @@ impl Router for Planned {
             }
             (Some(_), _) => &plan.choice,
         };
-        self.book.chosen(&self.question, choice, Duration::from_secs_f64(view.now));
         let decode = self.place(choice.decode.as_ref().expect("not busy"));
         let compute = choice.prefill.as_ref().map_or(decode, |p| self.place(p));
         let pull = choice.legs.iter().find(|l| l.kind == LegKind::Pull).map(|leg| {

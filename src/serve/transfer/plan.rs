@@ -250,8 +250,7 @@ impl Service {
         }
         let asked = self.holdings(ask)?;
         for _ in 0..TRIES {
-            let question = transfers.question(ask, &asked, &Without::default());
-            let plan = transfers.plans.plan(&question);
+            let plan = transfers.plans.plan(&transfers.question(ask, &asked, &Without::default()));
             if plan.choice.decision == Decision::Busy {
                 return Ok((Planned { record: None, plan, repeated: false }, Default::default()));
             }
@@ -266,7 +265,6 @@ impl Service {
             let (taken, ticket) = transfers.change(|book, out| book.plan(record, now, out));
             match taken {
                 Ok(record) => {
-                    transfers.plans.chosen(&question, &plan.choice);
                     return Ok((Planned { record: Some(record), plan, repeated: false }, ticket));
                 }
                 Err(not) => {

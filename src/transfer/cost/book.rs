@@ -7,9 +7,8 @@ use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 use super::ewma::Ewma;
-use super::stay::Stays;
 use super::table::Table;
-use crate::transfer::types::{Choice, Distance, Endpoint, Lesson, Question};
+use crate::transfer::types::{Distance, Endpoint, Lesson};
 
 /// How long work counts towards how busy a pod is, seconds.
 const BUSY_OVER: f64 = 20.0;
@@ -38,8 +37,6 @@ pub struct Starting {
     pub load_bytes_per_s: f64,
     /// Part of the transfers that fail.
     pub failures: f64,
-    /// Seconds that a request keeps its room in a decode pod's cache.
-    pub stay_s: f64,
 }
 
 impl Default for Starting {
@@ -54,7 +51,6 @@ impl Default for Starting {
             handshake_s: 5.0,
             load_bytes_per_s: 25e9,
             failures: 0.002,
-            stay_s: 10.0,
         }
     }
 }
@@ -68,8 +64,6 @@ pub struct PodCost {
     pub overhead_s: f64,
     /// Part of its time that it lately computed prefills.
     pub busy: f64,
-    /// Seconds that a request keeps its room in the pod's cache.
-    pub stay_s: f64,
 }
 
 /// What moving costs from one pod to another.
@@ -147,7 +141,6 @@ pub struct CostBook {
     /// Over all pods, for those of which nothing is known.
     token_s: Ewma,
     handshake_s: Ewma,
-    stays: Stays,
 }
 
 impl CostBook {
@@ -156,7 +149,6 @@ impl CostBook {
         CostBook {
             token_s: Ewma::new(starting.token_s),
             handshake_s: Ewma::new(starting.handshake_s),
-            stays: Stays::new(starting.stay_s, pods),
             pods: Table::new(pods),
             pairs: Table::new(links),
             starting,
@@ -171,7 +163,6 @@ impl CostBook {
             token_s: known.filter(|p| p.token_s.seen() > 0).map_or(self.token_s, |p| p.token_s).mean(),
             overhead_s: self.starting.overhead_s,
             busy: busy.min(BUSIEST),
-            stay_s: self.stays.of(pod),
         }
     }
 
@@ -203,16 +194,6 @@ impl CostBook {
     /// Every link that was ever reported on.
     pub fn pairs(&self) -> impl Iterator<Item = &Pair> {
         self.pairs.iter().map(|(_, p)| p)
-    }
-
-    /// Takes in what a question says of pods, and that its prompt goes the way that was chosen.
-    pub fn chosen(&mut self, question: &Question, choice: &Choice, now: Duration) {
-        for pod in &question.pods {
-            self.stays.seen(PodId::of(&pod.endpoint), &pod.load, now.as_secs_f64());
-        }
-        if let Some(decode) = &choice.decode {
-            self.stays.sent(PodId::of(decode), question.prompt_tokens);
-        }
     }
 
     /// Takes in what a transfer taught; `parity` is the model's

@@ -3,7 +3,6 @@
 //! ```text
 //! config.json ─▶ Geometry   bytes of tokens k..n, how attention grows with context
 //! reports     ─▶ CostBook   seconds per token of a pod, bytes per second of a link, who has shaken hands
-//! questions   ─▶ Stays      seconds that a request keeps its room in a pod's cache
 //! ```
 //!
 //! The formulas are in `docs/transfers.md`. Pure: time comes in as an argument.
@@ -12,7 +11,6 @@ pub mod book;
 pub mod config_json;
 pub mod ewma;
 pub mod geometry;
-pub mod stay;
 pub mod table;
 
 pub use book::{CostBook, LinkCost, PodCost, Starting};

@@ -170,7 +170,7 @@ fn seat(
         price: policy.crowd * crowd + policy.stall * running + waiting_for_room(pod, n),
         seat_s: policy.seat.as_secs_f64() * running,
         keep_s: keep * cost.token_s * f64::from(n - hit),
-        room_s: room_s(pod, n, cost.stay_s),
+        room_s: room_s(pod, n, policy),
         egress: r.egress,
         ingress: r.ingress,
         full_prefill: r.prefills >= caps.prefills_per_pod,
@@ -195,10 +195,10 @@ fn keep(q: &Question, policy: &Policy) -> f64 {
 
 /// Seconds until a prompt of `n` tokens finds room: as much is free each second as is held, over
 /// how long a request stays.
-fn room_s(pod: &Candidate, n: u32, stay_s: f64) -> f64 {
+fn room_s(pod: &Candidate, n: u32, policy: &Policy) -> f64 {
     let room = pod.load.cache_tokens;
     let over = pod.load.committed_tokens.saturating_add(u64::from(n)).saturating_sub(room);
-    if room == 0 { 0.0 } else { stay_s * over as f64 / room as f64 }
+    if room == 0 { 0.0 } else { policy.stay.as_secs_f64() * over as f64 / room as f64 }
 }
 
 /// Requests that wait until those that run have left, taken to be as long as this one. A prefill

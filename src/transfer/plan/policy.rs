@@ -23,6 +23,8 @@ pub struct Policy {
     /// Price of storing a token where it is not yet, as part of computing it, times the odds that this
     /// prompt's tokens come again: each takes the place of one that somebody may come back for.
     pub keep: f64,
+    /// How long a request keeps its room in a decode pod's cache, about.
+    pub stay: Duration,
     /// Above this expected time everyone counts as busy.
     pub give_up: Duration,
 }
@@ -38,6 +40,7 @@ impl Default for Policy {
             stall: 0.2,
             seat: Duration::from_millis(5),
             keep: 0.1,
+            stay: Duration::from_secs(10),
             give_up: Duration::from_secs(120),
         }
     }
