@@ -242,10 +242,15 @@ impl Pool {
             .zip(keys)
             .map(|(into, key)| Get { key: *key, into: &mut into[..self.block_bytes] })
             .collect();
-        let reads = self.read_below(Tier::Disk, &mut gets);
+        self.read_own_disk(&mut gets)
+    }
+
+    /// Reads blocks from disk, and gives up those that are not what was written.
+    pub fn read_own_disk(&self, gets: &mut [Get<'_>]) -> Vec<Read> {
+        let reads = self.read_below(Tier::Disk, gets);
         let mut state = lock(&self.state);
-        for (key, read) in keys.iter().zip(&reads) {
-            self.lost_below(&mut state, Tier::Disk, *key, *read);
+        for (get, read) in gets.iter().zip(&reads) {
+            self.lost_below(&mut state, Tier::Disk, get.key, *read);
         }
         reads
     }
