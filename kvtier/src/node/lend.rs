@@ -8,14 +8,9 @@ use super::node::Node;
 use super::pool::{Pool, short};
 use crate::Lease;
 use crate::policy::{Owner, Tier};
-use crate::pull::Lendable;
+use crate::pull::{Lendable, MOST_SALT};
 use crate::slot::lock;
-use crate::store::{Buffer, Get, Put, Read, StoreKey};
-
-/// Bytes read from disk together, at most, or one block.
-const TOGETHER: usize = 1 << 20;
-/// Bytes of a salt that can be told.
-const MOST_SALT: usize = 255;
+use crate::store::{Buffer, Get, Put, Read, StoreKey, TOGETHER, slot_bytes};
 
 /// A block that another node has and this one lacks, and where it is to go.
 #[derive(Clone, Debug)]
@@ -107,7 +102,7 @@ impl Pool {
         keys: &[StoreKey],
         mut give: impl FnMut(usize, Option<&[u8]>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let stride = self.block_bytes.next_multiple_of(4096);
+        let stride = slot_bytes(self.block_bytes);
         let together = (TOGETHER / stride).max(1);
         for (nth, keys) in keys.chunks(together).enumerate() {
             let leases: Vec<Option<Lease>> = keys.iter().map(|key| self.verified(*key)).collect();
@@ -141,7 +136,7 @@ impl Pool {
         bytes: Option<&'b mut [u8]>,
     ) -> Vec<Option<&'b [u8]>> {
         let Some(bytes) = bytes else { return Vec::new() };
-        let stride = self.block_bytes.next_multiple_of(4096);
+        let stride = slot_bytes(self.block_bytes);
         let wanted = keys.iter().zip(leases).filter(|(_, lease)| lease.is_none());
         let mut gets: Vec<Get<'b>> = wanted
             .zip(bytes.chunks_mut(stride))

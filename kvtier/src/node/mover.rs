@@ -5,11 +5,8 @@ use super::pool::{InRam, Pool, State, short};
 use super::schedule::Lane;
 use crate::policy::{BlockId, Move, Tier};
 use crate::slot::lock;
-use crate::store::{Buffer, Get, Put, Read, StoreKey};
+use crate::store::{Buffer, Get, Put, Read, StoreKey, TOGETHER, slot_bytes};
 use crate::{Lease, Reserved};
-
-/// Bytes moved together, at most: as much as the store reads and writes at once.
-const TOGETHER: usize = 1 << 20;
 
 /// Batches of a lane that are under way at a time.
 fn at_once(lane: Lane) -> usize {
@@ -164,10 +161,8 @@ impl Pool {
             }
         }
         drop(state);
-        let Ok(mut bytes) = Buffer::new(named.len() * self.block_bytes.next_multiple_of(4096)) else {
-            return;
-        };
-        let stride = self.block_bytes.next_multiple_of(4096);
+        let stride = slot_bytes(self.block_bytes);
+        let Ok(mut bytes) = Buffer::new(named.len() * stride) else { return };
         let mut gets: Vec<Get<'_>> = bytes
             .chunks_mut(stride)
             .zip(&named)
@@ -235,7 +230,7 @@ impl Pool {
 
     /// Reads blocks from disk to see whether they are still what was written. In memory of its own.
     pub fn read_disk(&self, keys: &[StoreKey]) -> Vec<Read> {
-        let stride = self.block_bytes.next_multiple_of(4096);
+        let stride = slot_bytes(self.block_bytes);
         let Ok(mut bytes) = Buffer::new(keys.len() * stride) else { return vec![] };
         let mut gets: Vec<Get<'_>> = bytes
             .chunks_mut(stride)

@@ -17,7 +17,7 @@ pub(super) const MOST_NAMES: usize = 256;
 /// Blocks in the answer to a question: of each name one per group and fingerprint.
 pub(super) const MOST_ROWS: usize = 1024;
 /// Bytes of a cache salt; blocks under longer ones stay where they are.
-pub(super) const MOST_SALT: usize = 255;
+pub(crate) const MOST_SALT: usize = 255;
 /// Bytes of a frame but for payloads.
 pub(super) const MOST_BYTES: usize = 1 + 2 + MOST_ROWS * MOST_ROW;
 /// Bytes of a frame before its payload: kind, place, whether it is there, checksum.

@@ -16,7 +16,7 @@
 //! payloads, so the network between nodes is to be trusted or to be a tunnel.
 //!
 //! Read `frame` for what is said, `session` for how it begins, `source` and `fetch` for the two sides,
-//! `puller` for when and how much. Nothing waits longer than it was told to: `wire`.
+//! `puller` for when and how much, `sources` for who is left alone. Nothing waits longer than it was told to: `wire`.
 
 mod fetch;
 mod frame;
@@ -24,11 +24,13 @@ mod puller;
 mod secret;
 mod session;
 mod source;
+mod sources;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 pub use frame::Lendable;
+pub(crate) use frame::MOST_SALT;
 pub use puller::{PullConfig, PullCounts, Pulled, Puller, Wish};
 pub use secret::{LEAST_SECRET, Secret, ShortSecret};
 pub use source::{Source, SourceConfig, SourceCounts};

@@ -4,7 +4,7 @@
 //! one block, for each. A source that fails is left alone for a while; what it was wished for is
 //! dropped and counted. Wishes are just that: who wants a block asks this node, which has it or not.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,17 +15,11 @@ use std::time::{Duration, Instant};
 use super::fetch::Fetch;
 use super::frame::{MOST_MODELS, MOST_NAMES};
 use super::secret::Secret;
+use super::sources::Sources;
 use super::wire::WireError;
 use crate::node::{Lacking, Node};
 use crate::slot::lock;
-use crate::store::{Put, StoreKey};
-
-/// Bytes stored together, at most, or one block.
-const TOGETHER: usize = 1 << 20;
-/// How long a connection is kept without use: less than a source keeps it.
-const KEPT: Duration = Duration::from_secs(30);
-/// Sources that are remembered at a time.
-const MOST_SOURCES: usize = 1024;
+use crate::store::{Put, StoreKey, TOGETHER};
 
 /// How pulling is set up.
 #[derive(Clone, Debug)]
@@ -122,10 +116,7 @@ struct Inner {
     closed: AtomicBool,
     /// Blocks that wishes under way have been promised room for.
     coming: Mutex<usize>,
-    /// Connections that nobody uses now, by source.
-    idle: Mutex<HashMap<String, Vec<Fetch>>>,
-    /// Sources that failed, and until when they are left alone.
-    resting: Mutex<HashMap<String, Instant>>,
+    sources: Sources,
 }
 
 impl Puller {
@@ -144,8 +135,7 @@ impl Puller {
             bell: Condvar::new(),
             closed: AtomicBool::new(false),
             coming: Mutex::new(0),
-            idle: Mutex::default(),
-            resting: Mutex::default(),
+            sources: Sources::default(),
         });
         let mut puller = Puller { inner, workers: Vec::new() };
         for at in 0..workers {
@@ -162,7 +152,7 @@ impl Puller {
         let inner = &self.inner;
         let mut waiting = lock(&inner.waiting);
         let is_closed = inner.closed.load(Ordering::Acquire);
-        if is_closed || waiting.len() >= inner.config.waiting || inner.is_resting(&wish.source) {
+        if is_closed || waiting.len() >= inner.config.waiting || inner.sources.is_resting(&wish.source) {
             inner.counts.dropped.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -200,7 +190,7 @@ impl Inner {
             let next = waiting.unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some((wish, say)) = next else { return };
             // It failed while the wish was waiting.
-            if self.is_resting(&wish.source) {
+            if self.sources.is_resting(&wish.source) {
                 self.counts.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
@@ -229,7 +219,7 @@ impl Inner {
             return Ok(());
         }
         let until = Instant::now() + self.config.longest;
-        let mut fetch = self.connection(&wish.source)?;
+        let mut fetch = self.sources.connection(&wish.source, &self.config)?;
         for shorts in wish.hashes.chunks(MOST_NAMES) {
             if Instant::now() > until {
                 return Err(WireError::Late);
@@ -253,7 +243,7 @@ impl Inner {
                 }
             }
         }
-        self.keep(&wish.source, fetch);
+        self.sources.keep(&wish.source, fetch, self.config.workers);
         Ok(())
     }
 
@@ -314,42 +304,11 @@ impl Inner {
         Ok(())
     }
 
-    fn connection(&self, source: &str) -> Result<Fetch, WireError> {
-        while let Some(fetch) = lock(&self.idle).get_mut(source).and_then(Vec::pop) {
-            if fetch.is_fresh(KEPT) {
-                return Ok(fetch);
-            }
-        }
-        let PullConfig { secret, insecure, patience, .. } = &self.config;
-        Fetch::connect(source, secret, *insecure, *patience)
-    }
-
-    /// Keeps a connection for the next wish.
-    fn keep(&self, source: &str, fetch: Fetch) {
-        let mut idle = lock(&self.idle);
-        if idle.len() >= MOST_SOURCES {
-            idle.clear();
-        }
-        let of_source = idle.entry(source.to_owned()).or_default();
-        if of_source.len() < self.config.workers {
-            of_source.push(fetch);
-        }
-    }
-
-    fn is_resting(&self, source: &str) -> bool {
-        lock(&self.resting).get(source).is_some_and(|until| *until > Instant::now())
-    }
-
     fn fail(&self, source: &str, error: &WireError) {
         self.counts.failed.fetch_add(1, Ordering::Relaxed);
         if matches!(error, WireError::Corrupt) {
             self.counts.corrupt.fetch_add(1, Ordering::Relaxed);
         }
-        let mut resting = lock(&self.resting);
-        if resting.len() >= MOST_SOURCES {
-            resting.clear();
-        }
-        resting.insert(source.to_owned(), Instant::now() + self.config.rest);
-        lock(&self.idle).remove(source);
+        self.sources.leave_alone(source, self.config.rest);
     }
 }

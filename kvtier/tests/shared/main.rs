@@ -2,6 +2,7 @@
 //! speaks like S3 where there is one (`tests/s3/run.sh` brings it).
 
 mod contract;
+mod flaky;
 mod local;
 mod rig;
 #[cfg(feature = "s3")]
