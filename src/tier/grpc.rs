@@ -257,13 +257,13 @@ impl TierService for TierApi {
         let ttl = ttl(request.ttl_ms)?;
         check_count("hashes", request.hashes.len())?;
         if let Some(puller) = self.puller.as_ref().filter(|_| !request.source.is_empty()) {
-            let kv::HintRequest { model, mut hashes, max_blocks, source, .. } = request;
-            hashes.truncate(max_blocks as usize);
+            let kv::HintRequest { model, source, .. } = request.clone();
+            let hashes: Vec<u64> = request.hashes.iter().copied().take(request.max_blocks as usize).collect();
             let pulling = hashes.len() as u64;
             // When it is done, what is here then is brought up as for any hint. Nobody waits for that.
-            let taken = puller.wish(Wish { source, model, hashes, only: Default::default(), stay: ttl });
-            let pulling = if taken.is_some() { pulling } else { 0 };
-            return Ok(Response::new(kv::HintResponse { pulling, ..kv::HintResponse::default() }));
+            if puller.wish(Wish { source, model, hashes, only: Default::default(), stay: ttl }).is_some() {
+                return Ok(Response::new(kv::HintResponse { pulling, ..kv::HintResponse::default() }));
+            }
         }
         let hinted = self.node.hint(&request.model, &request.hashes, request.max_blocks, ttl);
         Ok(Response::new(kv::HintResponse {

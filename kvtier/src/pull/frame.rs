@@ -40,7 +40,7 @@ pub(super) enum Kind {
 
 /// What may be said but for a block with its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Frame {
+pub enum Frame {
     /// The puller begins.
     Hello(Nonce),
     /// The source wants to know whether it has the secret.
@@ -50,11 +50,21 @@ pub(super) enum Frame {
     /// The source's proof.
     Welcome(Proof),
     /// Which blocks of these fingerprints go by these 64 bits?
-    Find { models: Vec<u128>, shorts: Vec<u64> },
+    Find {
+        /// Fingerprints.
+        models: Vec<u128>,
+        /// 64 bits of hashes.
+        shorts: Vec<u64>,
+    },
     /// These.
     Found(Vec<Lendable>),
     /// Give these, each of so many bytes.
-    Get { block_bytes: u32, keys: Vec<StoreKey> },
+    Get {
+        /// Bytes of a payload.
+        block_bytes: u32,
+        /// Whole names.
+        keys: Vec<StoreKey>,
+    },
 }
 
 /// A block that a node can give to another.

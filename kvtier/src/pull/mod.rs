@@ -29,8 +29,8 @@ mod sources;
 mod tests;
 mod wire;
 
-pub use frame::Lendable;
 pub(crate) use frame::MOST_SALT;
+pub use frame::{Frame, Lendable};
 pub use puller::{PullConfig, PullCounts, Pulled, Puller, Wish};
 pub use secret::{LEAST_SECRET, Secret, ShortSecret};
 pub use source::{Source, SourceConfig, SourceCounts};

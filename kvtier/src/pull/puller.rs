@@ -189,27 +189,34 @@ impl Inner {
             let waiting = self.bell.wait_while(waiting, idle);
             let next = waiting.unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some((wish, say)) = next else { return };
-            // It failed while the wish was waiting.
-            if self.sources.is_resting(&wish.source) {
-                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
-            let (mut pulled, mut coming) = (Pulled::default(), 0);
-            if let Err(error) = self.fulfil(&wish, &mut pulled, &mut coming) {
-                self.fail(&wish.source, &error);
-            }
-            *lock(&self.coming) -= coming;
-            self.counts.blocks.fetch_add(pulled.blocks, Ordering::Relaxed);
-            self.counts.missing.fetch_add(pulled.missing, Ordering::Relaxed);
-            self.counts.refused.fetch_add(pulled.refused, Ordering::Relaxed);
+            // It may have failed while the wish was waiting.
+            let pulled = match self.sources.is_resting(&wish.source) {
+                true => {
+                    self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
+                false => Some(self.pull(&wish)),
+            };
             if wish.stay > 0 {
                 // What did not come may lie in shared storage.
                 let most = u32::try_from(wish.hashes.len()).unwrap_or(u32::MAX);
                 self.node.hint(&wish.model, &wish.hashes, most, wish.stay);
             }
             // Who wished may not be listening.
-            let _ = say.try_send(pulled);
+            let _ = pulled.map(|pulled| say.try_send(pulled));
         }
+    }
+
+    fn pull(&self, wish: &Wish) -> Pulled {
+        let (mut pulled, mut coming) = (Pulled::default(), 0);
+        if let Err(error) = self.fulfil(wish, &mut pulled, &mut coming) {
+            self.fail(&wish.source, &error);
+        }
+        *lock(&self.coming) -= coming;
+        self.counts.blocks.fetch_add(pulled.blocks, Ordering::Relaxed);
+        self.counts.missing.fetch_add(pulled.missing, Ordering::Relaxed);
+        self.counts.refused.fetch_add(pulled.refused, Ordering::Relaxed);
+        pulled
     }
 
     fn fulfil(&self, wish: &Wish, pulled: &mut Pulled, coming: &mut usize) -> Result<(), WireError> {
@@ -218,7 +225,9 @@ impl Inner {
         if models.is_empty() || self.node.is_draining() {
             return Ok(());
         }
-        let until = Instant::now() + self.config.longest;
+        // Later, whoever was going to ask has done without.
+        let wanted = if wish.stay == 0 { Duration::MAX } else { Duration::from_millis(wish.stay) };
+        let until = Instant::now() + self.config.longest.min(wanted);
         let mut fetch = self.sources.connection(&wish.source, &self.config)?;
         for shorts in wish.hashes.chunks(MOST_NAMES) {
             if Instant::now() > until {
