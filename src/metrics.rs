@@ -266,6 +266,9 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_hints_failed_total", "Nodes not told: no connection, refused, or no answer in time.", |s| {
         load(&s.service.hints.counts.failed)
     }),
+    counter("kvd_hint_pulls_total", "Blocks that nodes set out to pull from others for hints.", |s| {
+        load(&s.service.hints.counts.pulling)
+    }),
     counter("kvd_hint_blocks_total", "Blocks that nodes brought up for hints.", |s| {
         load(&s.service.hints.counts.blocks)
     }),

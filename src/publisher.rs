@@ -50,6 +50,9 @@ pub struct PublisherSpec {
     /// Where a node's tiers answer gRPC, `host:port`.
     #[serde(default)]
     pub control_endpoint: Option<String>,
+    /// Where other nodes pull from a node's tiers, `host:port`.
+    #[serde(default)]
+    pub pull_endpoint: Option<String>,
 }
 
 /// Whom a registration is of: there is one per tenant, model, instance and rank.

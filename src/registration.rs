@@ -56,6 +56,8 @@ pub struct Registration {
     pub lease_seconds: Option<u32>,
     /// See [`PublisherSpec::control_endpoint`].
     pub control_endpoint: Option<String>,
+    /// See [`PublisherSpec::pull_endpoint`].
+    pub pull_endpoint: Option<String>,
 }
 
 /// A `PYTHONHASHSEED`, written as a number or as text.
@@ -111,9 +113,9 @@ impl Registration {
             check_health_url(url)?;
         }
         let control_endpoint = optional("control_endpoint", self.control_endpoint)?;
-        if let Some(control) = &control_endpoint {
-            check_control(control, engine)?;
-        }
+        let pull_endpoint = optional("pull_endpoint", self.pull_endpoint)?;
+        check_of_tiers("control_endpoint", control_endpoint.as_deref(), engine)?;
+        check_of_tiers("pull_endpoint", pull_endpoint.as_deref(), engine)?;
         let block_size = match engine {
             // Its events name blocks of whatever size.
             EngineType::Kvtier if node.is_none() => {
@@ -144,6 +146,7 @@ impl Registration {
             health_url,
             lease_seconds: self.lease_seconds.filter(|n| *n > 0),
             control_endpoint,
+            pull_endpoint,
         })
     }
 }
@@ -209,20 +212,21 @@ pub fn check_health_url(url: &str) -> Result<(), RegistrationError> {
     }
 }
 
-/// Checks where a node's tiers answer gRPC, `host:port`.
+/// Checks where a node's tiers are reached, `host:port`, where `field` says it.
 ///
 /// # Errors
 /// Says what it should look like, and of whom alone there is one.
-pub fn check_control(address: &str, engine: EngineType) -> Result<(), RegistrationError> {
-    let wrong =
-        |why: &str| fault("control_endpoint", format!("{address:?} {why}; an example is 10.0.0.1:50053"));
+pub fn check_of_tiers(
+    field: &'static str,
+    address: Option<&str>,
+    engine: EngineType,
+) -> Result<(), RegistrationError> {
+    let Some(address) = address else { return Ok(()) };
+    let wrong = |why: &str| fault(field, format!("{address:?} {why}; an example is 10.0.0.1:50053"));
     match engine {
         EngineType::Kvtier => {}
         EngineType::Vllm | EngineType::Sglang | EngineType::Mooncake => {
-            return Err(fault(
-                "control_endpoint",
-                "control_endpoint is of a node's tiers (type kvtier) alone",
-            ));
+            return Err(fault(field, format!("{field} is of a node's tiers (type kvtier) alone")));
         }
     }
     let uri: axum::http::Uri =
@@ -408,6 +412,8 @@ mod tests {
         }
         let of_engine = written(|r| r.control_endpoint = Some("10.0.0.1:50053".into()));
         assert_eq!(of_engine.unwrap_err().field, "control_endpoint");
+        let of_engine = written(|r| r.pull_endpoint = Some("10.0.0.1:50054".into()));
+        assert_eq!(of_engine.unwrap_err().field, "pull_endpoint");
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Pod {
             health_url: None,
             lease_seconds: None,
             control_endpoint: None,
+            pull_endpoint: None,
         }
     }
 

@@ -76,6 +76,8 @@ enum Workload {
     Disk(tier::disk::Args),
     /// What does it cost to write down which block is in which slot, in a flat table and in RocksDB?
     Records(tier::records::Args),
+    /// How fast do blocks come from another node's RAM, beside the bytes alone over TCP?
+    Pulls(tier::pulls::Args),
     /// How long does PlanTransfer take, and how many does one processor make?
     Plan(plan::Args),
     /// How many transfers does one processor plan in a second?
@@ -123,6 +125,7 @@ fn run(cli: Cli) -> anyhow::Result<Verdict> {
         Workload::Tier(args) => tier::run(&args),
         Workload::Disk(args) => tier::disk::run(&setting, &args),
         Workload::Records(args) => tier::records::run(&args),
+        Workload::Pulls(args) => tier::pulls::run(&setting, &args),
         Workload::Plan(args) => plan::run(&setting, &args),
         Workload::PlanParts(args) => plan_parts::run(&setting, &args),
         Workload::Transfers(args) => transfers::run(&args),

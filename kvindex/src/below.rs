@@ -7,9 +7,9 @@ use crate::walk::walk_with;
 use crate::{Index, in_blocks};
 
 impl Index {
-    /// Blocks of a prompt that the nodes of `engines` have on disk or in shared storage, and neither
-    /// the node in RAM nor the engine on its device: by the engines' own hashes, root first, at most
-    /// `most` for each engine and node.
+    /// Blocks of a prompt that neither `engines` have on their devices nor their nodes in RAM, but on
+    /// disk or in shared storage, or another node in RAM or on disk: by the engines' own hashes, root
+    /// first, at most `most` for each engine and place. What is within the node's own reach comes first.
     pub fn below(&self, query: &Query<'_>, engines: &[HolderId], most: usize) -> Vec<Below> {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return Vec::new() };
@@ -17,14 +17,14 @@ impl Index {
         let Some(tiers) = Tiers::of(&seats).noting() else { return Vec::new() };
         walk_with(&pool, &seats, query, &pin(), &tiers);
         let mut of_engine: Vec<Below> = Vec::new();
-        for Below { engine, tiers, mut hashes } in tiers.noted() {
+        for Below { engine, tiers, at, mut hashes } in tiers.noted() {
             if !engines.contains(&engine) {
                 continue;
             }
             // What is found in several hash domains is told together.
-            match of_engine.iter_mut().find(|b| (b.engine, b.tiers) == (engine, tiers)) {
+            match of_engine.iter_mut().find(|b| (b.engine, b.tiers, b.at) == (engine, tiers, at)) {
                 Some(below) => below.hashes.append(&mut hashes),
-                None => of_engine.push(Below { engine, tiers, hashes }),
+                None => of_engine.push(Below { engine, tiers, at, hashes }),
             }
         }
         of_engine.iter_mut().for_each(|below| below.hashes.truncate(most));
@@ -80,9 +80,32 @@ mod tests {
         offload(&index, n2, Tier::Disk, &[11, 12, 13]);
         offload(&index, n2, Tier::Shared, &[14]);
         offload(&index, n2, Tier::Cpu, &[12]);
-        let below = Below { engine: b, tiers: n2, hashes: hashes(&[13, 14]) };
-        assert_eq!(index.below(&query, &[a, b], 9), [below]);
+        let below = |at, names: &[u64]| Below { engine: b, tiers: n2, at, hashes: hashes(names) };
+        // The last lies in shared storage, and nearer on the other node's disk.
+        assert_eq!(index.below(&query, &[a, b], 9), [below(n2, &[13]), below(n1, &[14])]);
         assert_eq!(index.below(&query, &[a], 9), []);
+        index.detach(n1);
+        assert_eq!(index.below(&query, &[a, b], 9), [below(n2, &[13, 14])]);
         assert_eq!(index.below(&query, &[b], 1)[0].hashes, hashes(&[13]));
+    }
+
+    #[test]
+    fn what_other_nodes_have_is_asked_of_as_few_as_can_be() {
+        let index = Index::new(IndexConfig::default());
+        let query = Query::new("default", "m", Prompt::tokens(&TOKENS));
+        let (a, b) = (attach(&index, "a", "n1", false), attach(&index, "b", "n2", false));
+        compute(&index, a, &[11, 12, 13, 14]);
+        compute(&index, b, &[11]);
+        let n1 = attach(&index, "n1", "n1", true);
+        offload(&index, n1, Tier::Cpu, &[11, 12]);
+        assert_eq!(index.below(&query, &[b], 9), [], "nobody on its node could bring them");
+        let (n2, n3) = (attach(&index, "n2", "n2", true), attach(&index, "n3", "n3", true));
+        offload(&index, n3, Tier::Disk, &[12, 13, 14]);
+        let below = |at, names: &[u64]| Below { engine: b, tiers: n2, at, hashes: hashes(names) };
+        assert_eq!(index.below(&query, &[b], 9), [below(n3, &[12, 13, 14])]);
+        offload(&index, n2, Tier::Disk, &[13]);
+        assert_eq!(index.below(&query, &[b], 9), [below(n2, &[13]), below(n3, &[12, 14])]);
+        index.detach(n3);
+        assert_eq!(index.below(&query, &[b], 9), [below(n2, &[13]), below(n1, &[12])]);
     }
 }

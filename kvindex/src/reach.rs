@@ -115,25 +115,45 @@ impl Found<'_, '_> {
         }
     }
 
-    /// Notes which blocks a candidate's own node has, but neither in RAM nor on the candidate's device.
+    /// Notes which blocks a candidate's node is to bring up: those that are neither in its RAM nor on the
+    /// candidate's device, and that it or another node has.
     fn note(&self, column: &Column<'_>) {
         let Some(below) = &self.tiers.below else { return };
         let node = &column.member.spec.node;
-        for (member, runs) in self.tiers.all.iter().zip(&self.runs) {
-            let of_node = node.is_some() && *node == member.spec.node;
-            let is_below = |at: u32| {
-                let (there, here) = (runs.at(at), column.runs.at(at));
-                !there.has_tier(Tier::Cpu)
-                    && (there.has_tier(Tier::Disk) || there.has_tier(Tier::Shared))
-                    && !here.has_tier(Tier::Gpu)
-            };
-            let hashes: Vec<EngineHash> = match of_node {
-                true => self.names.iter().filter(|n| is_below(n.0)).map(|n| EngineHash(n.1)).collect(),
-                false => vec![],
-            };
-            if !hashes.is_empty() {
-                below.borrow_mut().push(Below { engine: column.member.id, tiers: member.id, hashes });
+        let is_own = |member: &Member| node.is_some() && *node == member.spec.node;
+        let Some(own) = self.tiers.all.iter().position(|member| is_own(member)) else { return };
+        let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
+        for &(at, name) in &self.names {
+            let held = self.runs[own].at(at);
+            if held.has_tier(Tier::Cpu) || column.runs.at(at).has_tier(Tier::Gpu) {
+                continue;
             }
+            // What another node has in RAM or on disk is nearer than shared storage.
+            match held.has_tier(Tier::Disk) {
+                true => here.push((at, name)),
+                false => elsewhere.push((at, name)),
+            }
+        }
+        let has = |tiers: usize, at: u32| {
+            let held = self.runs[tiers].at(at);
+            held.has_tier(Tier::Cpu) || held.has_tier(Tier::Disk)
+        };
+        let mut noted = Vec::new();
+        while !elsewhere.is_empty() {
+            // As few nodes as can be: who has most of it is asked first.
+            let others = (0..self.runs.len()).filter(|i| !is_own(self.tiers.all[*i]));
+            let count = |i: usize| elsewhere.iter().filter(|(at, _)| has(i, *at)).count();
+            let counts = others.map(|i| (count(i), i));
+            let Some((1.., most)) = counts.max_by_key(|(n, i)| (*n, std::cmp::Reverse(*i))) else { break };
+            noted.push((most, elsewhere.extract_if(.., |(at, _)| has(most, *at)).collect::<Vec<_>>()));
+        }
+        here.extend(elsewhere.into_iter().filter(|(at, _)| self.runs[own].at(*at).has_tier(Tier::Shared)));
+        here.sort_by_key(|(at, _)| *at);
+        noted.insert(0, (own, here));
+        for (at, names) in noted.into_iter().filter(|(_, names)| !names.is_empty()) {
+            let hashes = names.into_iter().map(|(_, name)| EngineHash(name)).collect();
+            let (tiers, at) = (self.tiers.all[own].id, self.tiers.all[at].id);
+            below.borrow_mut().push(Below { engine: column.member.id, tiers, at, hashes });
         }
     }
 

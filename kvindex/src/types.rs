@@ -289,8 +289,10 @@ pub struct DumpRow {
 pub struct Below {
     /// The engine.
     pub engine: HolderId,
-    /// The tiers of its node, which have them below RAM.
+    /// The tiers of its node, which are to bring them up.
     pub tiers: HolderId,
+    /// The tiers that have them: those of its node, below RAM, or another node's, in RAM or on disk.
+    pub at: HolderId,
     /// What the engine calls them, root first.
     pub hashes: Vec<EngineHash>,
 }

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A full arena refuses; what to free is the policy's decision. A [`node`] ties all of that together,
-//! carries moves out and tells of them.
+//! carries moves out and tells of them; [`pull`] brings blocks
+//! that other nodes have.
 //!
 //! ```
 //! use kvtier::{Arena, Key};
@@ -34,6 +35,7 @@ pub mod agent;
 mod arena;
 pub mod node;
 pub mod policy;
+pub mod pull;
 pub mod shared;
 mod slot;
 pub mod store;

@@ -150,6 +150,7 @@ fn the_example_file_names_every_key_there_is() {
             health_url: Some(_),
             lease_seconds: Some(_),
             control_endpoint: None,
+            pull_endpoint: None,
         }
     ));
     assert!(publisher[1].bind.is_some());

@@ -78,6 +78,9 @@ pub struct RegisterArgs {
     /// With --type kvtier, where the node's `kvd tier` answers gRPC
     #[arg(long, value_name = "HOST:PORT")]
     control_endpoint: Option<String>,
+    /// With --type kvtier, where other nodes pull from it
+    #[arg(long, value_name = "HOST:PORT")]
+    pull_endpoint: Option<String>,
 }
 
 /// What `kvctl unregister` is told.
@@ -176,6 +179,7 @@ impl RegisterArgs {
             health_url: text(&self.health_url),
             lease_seconds: self.lease_seconds.unwrap_or(0),
             control_endpoint: text(&self.control_endpoint),
+            pull_endpoint: text(&self.pull_endpoint),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Nodes hear which blocks a request that was just routed to them will ask for, so that those are on
-//! their way from disk to RAM before its engine asks.
+//! their way from disk, shared storage or another node to RAM before its engine asks.
 //!
 //! ```text
-//!  RecordRouting ─▶ index: what the engine's node has below RAM ─▶ queue ─▶ `kvd tier` of that node
+//!  RecordRouting ─▶ index: what the node has below RAM, or others have ─▶ queue ─▶ `kvd tier` of the node
 //! ```
 //!
 //! Best effort: what finds the queue full, or a node that does not keep up, is dropped and counted. The
@@ -34,6 +34,8 @@ struct Hint {
     /// Where its tiers answer, `host:port`.
     to: String,
     model: String,
+    /// Where to pull from what is on another node; empty = it is within the node's own reach.
+    source: String,
     /// 64 bits of each block's hash, root first.
     hashes: Vec<u64>,
     stay: Duration,
@@ -50,6 +52,8 @@ pub struct Counts {
     pub failed: AtomicU64,
     /// Blocks that nodes said they bring up.
     pub blocks: AtomicU64,
+    /// Blocks that nodes said they pull from others.
+    pub pulling: AtomicU64,
 }
 
 /// Hints on their way.
@@ -80,11 +84,17 @@ impl Hints {
 impl Service {
     /// Lets the nodes of `routed` hear what they are going to be asked for. Does not wait.
     pub(crate) fn hint(&self, query: &Query<'_>, routed: &[HolderId], ttl: Duration) {
-        for Below { tiers, hashes, .. } in self.index.below(query, routed, MAX_BLOCKS) {
+        for Below { tiers, at, hashes, .. } in self.index.below(query, routed, MAX_BLOCKS) {
             let to = self.publishers.spec(tiers).and_then(|spec| spec.control_endpoint);
-            if let Some(to) = to {
-                let hashes = hashes.into_iter().map(|hash| hash.0).collect();
-                self.hints.put(Hint { to, model: query.model.to_owned(), hashes, stay: ttl.max(LEAST_STAY) });
+            let source = match at == tiers {
+                true => Some(String::new()),
+                // A node from which nobody pulls is as good as none.
+                false => self.publishers.spec(at).and_then(|spec| spec.pull_endpoint),
+            };
+            if let (Some(to), Some(source)) = (to, source) {
+                let (model, hashes) =
+                    (query.model.to_owned(), hashes.into_iter().map(|hash| hash.0).collect());
+                self.hints.put(Hint { to, model, source, hashes, stay: ttl.max(LEAST_STAY) });
             }
         }
     }
@@ -97,8 +107,8 @@ mod tests {
     #[test]
     fn what_finds_the_queue_full_is_dropped_and_counted() {
         let hints = Hints::default();
-        let hint =
-            Hint { to: "n:1".into(), model: "m".into(), hashes: vec![1], stay: Duration::from_secs(1) };
+        let (to, model, source) = ("n:1".to_owned(), "m".to_owned(), String::new());
+        let hint = Hint { to, model, source, hashes: vec![1], stay: Duration::from_secs(1) };
         (0..MAX_WAITING + 3).for_each(|_| hints.put(hint.clone()));
         assert_eq!(hints.counts.dropped.load(Ordering::Relaxed), 3);
         let mut waiting = hints.waiting.lock().take().unwrap();

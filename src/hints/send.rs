@@ -74,6 +74,7 @@ async fn tell(service: &Service, mut client: TierServiceClient<Channel>, hint: H
         max_blocks: u32::try_from(hint.hashes.len()).unwrap_or(u32::MAX),
         hashes: hint.hashes,
         ttl_ms: hint.stay.as_millis() as u64,
+        source: hint.source,
     };
     let answer = tokio::time::timeout(PATIENCE, client.hint(request)).await;
     let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
@@ -81,7 +82,9 @@ async fn tell(service: &Service, mut client: TierServiceClient<Channel>, hint: H
     match answer {
         Ok(answer) => {
             counts.sent.fetch_add(1, Ordering::Relaxed);
-            counts.blocks.fetch_add(answer.into_inner().copied, Ordering::Relaxed);
+            let answer = answer.into_inner();
+            counts.blocks.fetch_add(answer.copied, Ordering::Relaxed);
+            counts.pulling.fetch_add(answer.pulling, Ordering::Relaxed);
         }
         Err(error) => {
             counts.failed.fetch_add(1, Ordering::Relaxed);

@@ -120,5 +120,6 @@ fn stranger(listen: &Listen, topic: &[u8], pod: &str, model: &str) -> PublisherS
         health_url: listen.health_url.as_ref().map(|url| url.replace("{instance}", pod)),
         lease_seconds: None,
         control_endpoint: None,
+        pull_endpoint: None,
     }
 }

@@ -7,7 +7,7 @@ use kvproto::hash::vllm::Algo;
 use super::RegisterError;
 use super::follow::Profile;
 use crate::publisher::{EngineType, HashAlgo, PublisherSpec};
-use crate::registration::{RegistrationError, check_bind, check_control, check_dialled, check_health_url};
+use crate::registration::{RegistrationError, check_bind, check_dialled, check_health_url, check_of_tiers};
 
 /// The longest text a registration may hold, in bytes.
 const MAX_TEXT: usize = 4096;
@@ -35,6 +35,7 @@ pub fn check(spec: &PublisherSpec) -> Result<(), RegisterError> {
         ("node", &spec.node),
         ("health_url", &spec.health_url),
         ("control_endpoint", &spec.control_endpoint),
+        ("pull_endpoint", &spec.pull_endpoint),
     ];
     for (field, text) in optional {
         if text.as_ref().is_some_and(|t| t.len() > MAX_TEXT) {
@@ -58,9 +59,8 @@ pub fn check(spec: &PublisherSpec) -> Result<(), RegisterError> {
     if spec.lease_seconds == Some(0) {
         return invalid("lease_seconds", "is 0");
     }
-    if let Some(control) = &spec.control_endpoint {
-        check_control(control, spec.engine)?;
-    }
+    check_of_tiers("control_endpoint", spec.control_endpoint.as_deref(), spec.engine)?;
+    check_of_tiers("pull_endpoint", spec.pull_endpoint.as_deref(), spec.engine)?;
     if spec.block_size == Some(0) {
         return invalid("block_size", "is 0");
     }

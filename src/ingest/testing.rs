@@ -38,6 +38,7 @@ pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
         health_url: None,
         lease_seconds: None,
         control_endpoint: None,
+        pull_endpoint: None,
     }
 }
 

@@ -11,6 +11,7 @@ use kvtier::policy::{Ranking, Rate};
 use kvtier::store::Backend;
 use serde::Deserialize;
 
+use super::pull::{PullSettings, PullTable};
 use crate::config::units::{Bytes, Time};
 use crate::registration::check_bind;
 
@@ -64,6 +65,7 @@ struct File {
     http_listen: Option<String>,
     grpc_listen: Option<String>,
     shared: SharedTable,
+    pull: PullTable,
     log_level: Option<String>,
     policy: PolicyTable,
     model: Vec<Model>,
@@ -144,6 +146,8 @@ pub struct TierConfig {
     pub grpc_listen: String,
     /// Shared storage, where there is any.
     pub shared: Option<SharedConfig>,
+    /// Pulling from other nodes and giving to them, where that is wanted.
+    pub pull: Option<PullSettings>,
     /// What is logged.
     pub log_level: String,
     /// The policy.
@@ -189,7 +193,7 @@ pub enum TierConfigError {
     },
 }
 
-fn invalid(key: &'static str, why: impl Into<String>) -> TierConfigError {
+pub(super) fn invalid(key: &'static str, why: impl Into<String>) -> TierConfigError {
     TierConfigError::Invalid { key, why: why.into() }
 }
 
@@ -271,6 +275,7 @@ impl TierConfig {
                 ..kvtier::policy::Config::default()
             },
             shared,
+            pull: file.pull.check()?,
             models: file.model,
         };
         config.check()?;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::tier_service_server::TierService;
-use kvtier::node::{Node, NodeError, PoolId, PoolUsage, Tiers};
+use kvtier::node::{Node, NodeError, PoolId, PoolUsage, Tiers, short_hash};
 use kvtier::policy::{PinError, PinId, Tier};
+use kvtier::pull::{Puller, Wish};
 use kvtier::store::StoreKey;
 use tonic::{Request, Response, Status};
 
-use super::jobs::{self, Said, Way, tier};
+use super::jobs::{self, Pull, Said, Way, tier};
 
 /// Hashes in one request.
 const MOST_HASHES: usize = 1 << 16;
@@ -24,12 +25,27 @@ const LONGEST: u64 = 86_400_000;
 #[derive(Debug)]
 pub struct TierApi {
     node: Arc<Node>,
+    puller: Option<Arc<Puller>>,
 }
 
 impl TierApi {
-    /// For one node.
-    pub fn new(node: Arc<Node>) -> TierApi {
-        TierApi { node }
+    /// For one node, and what brings it blocks of others.
+    pub fn new(node: Arc<Node>, puller: Option<Arc<Puller>>) -> TierApi {
+        TierApi { node, puller }
+    }
+
+    /// What is to be pulled from `source` before a job begins; `None` where that is empty.
+    fn pull(&self, source: String, model: String, chains: &[Vec<StoreKey>]) -> Result<Option<Pull>, Status> {
+        if source.is_empty() {
+            return Ok(None);
+        }
+        let off = || {
+            Status::failed_precondition("source: this node does not pull, see [pull] of its configuration")
+        };
+        let puller = self.puller.clone().ok_or_else(off)?;
+        let hashes = chains.first().into_iter().flatten().filter_map(short_hash).collect();
+        let only = chains.iter().flatten().copied().collect();
+        Ok(Some(Pull { puller, wish: Wish { source, model, hashes, only, stay: 0 } }))
     }
 
     /// Pools that a request is about.
@@ -180,6 +196,14 @@ impl TierService for TierApi {
     ) -> Result<Response<kv::PinResponse>, Status> {
         let request = request.into_inner();
         let (most, ttl) = (request.max_blocks, ttl(request.ttl_ms)?);
+        if !request.source.is_empty() {
+            let (_, chains) = self.keys(request.blocks.clone())?;
+            let model = request.blocks.as_ref().map(|blocks| blocks.model.clone()).unwrap_or_default();
+            if let Some(pull) = self.pull(request.source, model, &chains)? {
+                let pulled = tokio::task::spawn_blocking(move || pull.wait()).await;
+                pulled.map_err(|error| Status::internal(error.to_string()))??;
+            }
+        }
         self.pin_each(request.blocks, |pool, chain| self.node.prefetch(pool, chain, most, ttl))
     }
 
@@ -208,8 +232,10 @@ impl TierService for TierApi {
     async fn copy(&self, request: Request<kv::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
         let request = request.into_inner();
         let way = Way { to: tier("to", &request.to, &ALL)?, leave: None };
+        let model = request.blocks.as_ref().map(|blocks| blocks.model.clone()).unwrap_or_default();
         let (pools, chains) = self.keys(request.blocks)?;
-        Ok(Response::new(jobs::transfer(self.node.clone(), pools, chains, way)))
+        let pull = self.pull(request.source, model, &chains)?;
+        Ok(Response::new(jobs::transfer(self.node.clone(), pull, pools, chains, way)))
     }
 
     async fn r#move(&self, request: Request<kv::MoveRequest>) -> Result<Response<Self::MoveStream>, Status> {
@@ -223,19 +249,29 @@ impl TierService for TierApi {
         }
         let (pools, chains) = self.keys(request.blocks)?;
         let way = Way { to, leave: Some(from) };
-        Ok(Response::new(jobs::transfer(self.node.clone(), pools, chains, way)))
+        Ok(Response::new(jobs::transfer(self.node.clone(), None, pools, chains, way)))
     }
 
     async fn hint(&self, request: Request<kv::HintRequest>) -> Result<Response<kv::HintResponse>, Status> {
         let request = request.into_inner();
         let ttl = ttl(request.ttl_ms)?;
         check_count("hashes", request.hashes.len())?;
+        if let Some(puller) = self.puller.as_ref().filter(|_| !request.source.is_empty()) {
+            let kv::HintRequest { model, source, .. } = request.clone();
+            let hashes: Vec<u64> = request.hashes.iter().copied().take(request.max_blocks as usize).collect();
+            let pulling = hashes.len() as u64;
+            // When it is done, what is here then is brought up as for any hint. Nobody waits for that.
+            if puller.wish(Wish { source, model, hashes, only: Default::default(), stay: ttl }).is_some() {
+                return Ok(Response::new(kv::HintResponse { pulling, ..kv::HintResponse::default() }));
+            }
+        }
         let hinted = self.node.hint(&request.model, &request.hashes, request.max_blocks, ttl);
         Ok(Response::new(kv::HintResponse {
             known: hinted.known,
             unknown: hinted.unknown,
             copied: hinted.copied,
             refused: hinted.refused,
+            pulling: 0,
         }))
     }
 

@@ -4,10 +4,12 @@
 //! begun is finished all the same.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvproto::rpc::kv;
 use kvtier::node::{Node, PoolId, PoolUsage, Progress, Scrubbed};
 use kvtier::policy::Tier;
+use kvtier::pull::{Puller, Wish};
 use kvtier::store::StoreKey;
 use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,6 +23,27 @@ pub(super) type Said<T> = ReceiverStream<Result<T, Status>>;
 pub(super) struct Way {
     pub to: Tier,
     pub leave: Option<Tier>,
+}
+
+/// Blocks that are pulled before a job begins.
+#[derive(Debug)]
+pub(super) struct Pull {
+    pub puller: Arc<Puller>,
+    pub wish: Wish,
+}
+
+/// Longer than a wish that waits for all before it may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+impl Pull {
+    /// Waits for it. How many blocks came.
+    pub fn wait(self) -> Result<u64, Status> {
+        let source = self.wish.source.clone();
+        let said = self.puller.wish(self.wish);
+        let refused = || Status::unavailable(format!("{source} has just failed, or too many pulls wait"));
+        // Dropped unsaid, it was not tried either.
+        said.and_then(|said| said.recv_timeout(PATIENCE).ok()).map(|pulled| pulled.blocks).ok_or_else(refused)
+    }
 }
 
 /// A tier by its name, of those that `field` may say.
@@ -61,14 +84,29 @@ pub(super) fn scrub(node: Arc<Node>, pools: Vec<PoolUsage>) -> Said<kv::ScrubPro
     })
 }
 
-/// Copies or moves each of `chains` in each of `pools`.
+/// Copies or moves each of `chains` in each of `pools`, when what is to be pulled before is here.
 pub(super) fn transfer(
     node: Arc<Node>,
+    pull: Option<Pull>,
     pools: Vec<PoolId>,
     chains: Vec<Vec<StoreKey>>,
     way: Way,
 ) -> Said<kv::JobProgress> {
     start(move |say| {
+        let pulled = match pull.map(Pull::wait).transpose() {
+            Ok(pulled) => pulled.unwrap_or_default(),
+            Err(status) => {
+                let _ = say.blocking_send(Err(status));
+                return;
+            }
+        };
+        let progress = |p: Progress| kv::JobProgress {
+            found: p.found,
+            done: p.done,
+            failed: p.failed,
+            left: p.left,
+            pulled,
+        };
         let mut before = Progress::default();
         let mut last = None;
         for (pool, chain) in pools.iter().flat_map(|pool| chains.iter().map(move |chain| (*pool, chain))) {
@@ -97,8 +135,4 @@ fn add(a: Progress, b: Progress) -> Progress {
         failed: a.failed + b.failed,
         left: a.left + b.left,
     }
-}
-
-fn progress(p: Progress) -> kv::JobProgress {
-    kv::JobProgress { found: p.found, done: p.done, failed: p.failed, left: p.left }
 }

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
-use kvtier::agent::Agent;
-use kvtier::node::{Node, PoolUsage};
+use kvtier::node::PoolUsage;
 
-use super::publish::Publisher;
+use super::pull::Pulling;
+use super::run::Running;
 
 /// A metric with one value per pool and, where it has several, per tier.
 struct OfPool {
@@ -71,6 +71,8 @@ const POOL: &[OfPool] = &[
     counter("kvd_tier_failed_io_total", "Reads, writes and commits of the disk that failed.", |u| {
         one(u.disk.map_or(0.0, |disk| disk.failed as f64))
     }),
+    counter("kvd_tier_lent_blocks_total", "Blocks given to other nodes.", |u| one(u.moves.lent as f64)),
+    counter("kvd_tier_pulled_blocks_total", "Blocks taken from other nodes.", |u| one(u.moves.pulled as f64)),
     counter("kvd_tier_copied_bytes_total", "Bytes copied in memory on the way to engines.", |u| {
         one(u.moves.copied_bytes as f64)
     }),
@@ -101,7 +103,8 @@ fn by_tier(values: [usize; 3]) -> Vec<(&'static str, f64)> {
 }
 
 /// Everything, in Prometheus' text format.
-pub fn render(node: &Node, publisher: &Publisher, agent: Option<&Agent>) -> String {
+pub fn render(running: &Running) -> String {
+    let Running { node, publisher, agent, .. } = running;
     let mut out = String::new();
     let usage = node.usage();
     for metric in POOL {
@@ -140,12 +143,50 @@ pub fn render(node: &Node, publisher: &Publisher, agent: Option<&Agent>) -> Stri
         total(&mut out, name, help, "counter");
         let _ = writeln!(out, "{name} {value}");
     }
-    for (name, value) in agent.map(|agent| agent.stats().named()).unwrap_or_default() {
+    for (name, value) in agent.as_ref().map(|agent| agent.stats().named()).unwrap_or_default() {
         let name = format!("kvd_tier_engines_{name}");
         total(&mut out, &name, "Of the socket for engines; see docs/tiers.md.", "untyped");
+        let _ = writeln!(out, "{name} {value}");
+    }
+    for (name, help, value) in running.pulling.iter().flat_map(pulls) {
+        total(&mut out, name, help, "counter");
         let _ = writeln!(out, "{name} {value}");
     }
     total(&mut out, "kvd_tier_draining", "1 while no offers are taken.", "gauge");
     let _ = writeln!(out, "kvd_tier_draining {}", u8::from(node.is_draining()));
     out
+}
+
+/// What was pulled from others, and what others pulled.
+fn pulls(pulling: &Pulling) -> Vec<(&'static str, &'static str, u64)> {
+    let counts = pulling.puller.counts();
+    let mut all = vec![
+        ("kvd_tier_pulled_bytes_total", "Bytes of blocks taken from other nodes.", &counts.bytes),
+        (
+            "kvd_tier_pull_missing_blocks_total",
+            "Blocks that a node had and that did not come.",
+            &counts.missing,
+        ),
+        ("kvd_tier_pull_refused_blocks_total", "Blocks beyond what pulls may take of RAM.", &counts.refused),
+        (
+            "kvd_tier_pulls_dropped_total",
+            "Pulls not tried: many wait, or the node just failed.",
+            &counts.dropped,
+        ),
+        ("kvd_tier_pulls_failed_total", "Pulls that ended with a node's failure.", &counts.failed),
+        (
+            "kvd_tier_pulls_corrupt_total",
+            "Pulls that ended with a payload that had changed.",
+            &counts.corrupt,
+        ),
+    ];
+    if let Some(source) = &pulling.source {
+        let counts = source.counts();
+        all.extend([
+            ("kvd_tier_pull_peers_total", "Connections of nodes that know the secret.", &counts.admitted),
+            ("kvd_tier_pull_peers_refused_total", "Connections of others, or of too many.", &counts.refused),
+            ("kvd_tier_lend_missing_blocks_total", "Blocks asked for that were not here.", &counts.missing),
+        ]);
+    }
+    all.into_iter().map(|(name, help, value)| (name, help, value.load(Ordering::Relaxed))).collect()
 }

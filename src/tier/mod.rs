@@ -3,7 +3,8 @@
 //! ```text
 //!  engines ─▶ agent (Unix socket) ─▶ kvtier::node::Node ─▶ publish: PUB and ROUTER per model ─▶ kvd
 //!                                        ▲    │
-//!             movers, commit, probe ─────┘    └─▶ HTTP: metrics, health
+//!             movers, commit, probe ─────┘    ├─▶ HTTP: metrics, health
+//!                                             └◀─▶ pull: other nodes
 //! ```
 //!
 //! The library decides and moves; this gives it threads, a clock and sockets. Read `config` for what
@@ -14,6 +15,7 @@ mod grpc;
 mod jobs;
 pub mod metrics;
 pub mod publish;
+pub mod pull;
 pub mod run;
 
 pub use config::{TierArgs, TierConfig};

@@ -24,6 +24,7 @@ use super::config::TierConfig;
 use super::grpc::TierApi;
 use super::metrics;
 use super::publish::{Publisher, Sockets};
+use super::pull::Pulling;
 use crate::serve::http::connections;
 use crate::wall::unix_ms;
 
@@ -40,6 +41,8 @@ pub struct Running {
     pub sockets: Vec<Sockets>,
     /// What engines are connected to.
     pub agent: Option<Agent>,
+    /// What brings blocks of other nodes, and gives them blocks.
+    pub pulling: Option<Pulling>,
     /// Makes requests to shared storage.
     runtime: Option<tokio::runtime::Runtime>,
     /// Set when what the disk holds can be looked up.
@@ -98,6 +101,7 @@ impl Running {
             publisher,
             sockets,
             agent: None,
+            pulling: None,
             runtime,
             ready: Arc::default(),
             stop: Arc::default(),
@@ -112,6 +116,7 @@ impl Running {
         if let Some(shared) = &config.shared {
             running.look_around(shared.refresh_every);
         }
+        running.pulling = config.pull.as_ref().map(|pull| Pulling::start(&running.node, pull)).transpose()?;
         let tiers: Arc<dyn Tiers> = running.node.clone();
         let socket = config.agent.socket.display();
         if let Some(folder) = config.agent.socket.parent() {
@@ -184,8 +189,9 @@ impl Running {
     /// RAM alone is copied to disk first, if that is done within `patience`.
     pub fn end(mut self, patience: Duration) {
         let began = Instant::now();
-        // Engines first: what they have under way ends, and they offer no more.
+        // Engines and other nodes first: what they have under way ends, and nothing more comes.
         self.agent = None;
+        self.pulling = None;
         self.node.drain();
         while began.elapsed() < patience && self.node.usage().iter().any(|pool| pool.waiting[1] > 0) {
             std::thread::sleep(Duration::from_millis(5));
@@ -198,6 +204,7 @@ impl Running {
 
     fn halt(&mut self) {
         self.agent = None;
+        self.pulling = None;
         self.stop.store(true, Ordering::Release);
         self.node.close();
         for thread in self.threads.drain(..) {
@@ -240,8 +247,9 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     let running = Arc::new(running.context("start the node")??);
     let (stop, mut stopping) = watch::channel(false);
     let mut told = stopping.clone();
-    let service =
-        TierServiceServer::new(TierApi::new(running.node.clone())).max_decoding_message_size(MOST_REQUEST);
+    let puller = running.pulling.as_ref().map(|pulling| pulling.puller.clone());
+    let service = TierServiceServer::new(TierApi::new(running.node.clone(), puller))
+        .max_decoding_message_size(MOST_REQUEST);
     let serve = tonic::transport::Server::builder().add_service(service);
     let grpc = tokio::spawn(serve.serve_with_incoming_shutdown(TcpIncoming::from(grpc), async move {
         let _ = told.wait_for(|stop| *stop).await;
@@ -253,11 +261,11 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     // Who started it may not be listening, which is no reason to stop.
     let mut out = std::io::stdout();
     let (version, socket) = (env!("CARGO_PKG_VERSION"), config.agent.socket.display());
-    let _ = writeln!(
-        out,
-        "kvd tier {version} node={} grpc={grpc_at} http={http_at} socket={socket}",
-        config.node
-    );
+    let source = running.pulling.as_ref().and_then(|pulling| pulling.source.as_ref());
+    let pull = source.map(|source| format!(" pull={}", source.address())).unwrap_or_default();
+    let node = &config.node;
+    let _ =
+        writeln!(out, "kvd tier {version} node={node} grpc={grpc_at} http={http_at} socket={socket}{pull}");
     for sockets in &running.sockets {
         let Sockets { model, publish, replay, .. } = sockets;
         let _ = writeln!(out, "model={model} publish={publish} replay={replay}");
@@ -287,7 +295,7 @@ fn router(running: &Arc<Running>) -> Router {
     let (of_metrics, of_ready) = (running.clone(), running.clone());
     let metrics = move || async move {
         let type_ = [("content-type", crate::metrics::CONTENT_TYPE)];
-        (type_, metrics::render(&of_metrics.node, &of_metrics.publisher, of_metrics.agent.as_ref()))
+        (type_, metrics::render(&of_metrics))
     };
     let ready = move || async move {
         match of_ready.is_ready() {

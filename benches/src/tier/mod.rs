@@ -6,6 +6,7 @@
 
 pub mod disk;
 pub mod made_up;
+pub mod pulls;
 pub mod records;
 mod rivals;
 

@@ -178,6 +178,7 @@ impl Peer {
                 let owner = tiers
                     .owner(&opening.model, &opening.salt)
                     .map_err(|error| refuse(Reason::Room)(error.to_string()))?;
+                tiers.expect(&opening.model, opening.fingerprint);
                 let shape = Shape {
                     slots: opening.slots,
                     stride: opening.stride,

@@ -60,6 +60,8 @@ pub struct Opening {
     pub model: String,
     /// The cache salt, whose quota counts.
     pub salt: String,
+    /// What stands for the model in names of blocks.
+    pub fingerprint: u128,
     /// Bytes per block.
     pub block_bytes: usize,
     /// Slots of the region, 0 for none.
@@ -241,6 +243,7 @@ impl<L> Session<L> {
             engine: hello.engine.to_owned(),
             model: hello.model.to_owned(),
             salt: hello.salt.to_owned(),
+            fingerprint: hello.fingerprint,
             block_bytes: hello.block_bytes,
             slots: hello.slots,
             stride: hello.stride,

@@ -107,6 +107,11 @@ pub trait Tiers: Send + Sync + std::fmt::Debug {
     /// [`OwnersFull`].
     fn owner(&self, model: &str, salt: &str) -> Result<Owner, OwnersFull>;
 
+    /// An engine of `model` is going to call blocks by this fingerprint.
+    fn expect(&self, model: &str, fingerprint: u128) {
+        let _ = (model, fingerprint);
+    }
+
     /// Where each of `keys` can be had. Only looks: nothing is moved and nothing learned.
     fn lookup(&self, pool: PoolId, keys: &[StoreKey]) -> Vec<Where>;
 

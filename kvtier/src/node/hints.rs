@@ -81,7 +81,7 @@ impl Pool {
     }
 
     /// Blocks that hints may still pin: half of RAM less what is pinned.
-    fn room_for_hints(&self) -> usize {
+    pub fn room_for_hints(&self) -> usize {
         let state = lock(&self.state);
         (state.planner.ram_blocks() as usize / 2).saturating_sub(state.planner.stats().pinned)
     }

@@ -11,7 +11,7 @@
 //! [`Node::commit`] every 50 ms or so and [`Node::probe`] now and then.
 //!
 //! Read `api` for what an engine may ask, `pool` for what is decided and what is there, `offers` for
-//! what engines bring, `jobs`, `pins` and `hints` for what others ask for, `schedule` for the order of moves, `mover` for their I/O, `streams` for what is told, `catalog` for what is
+//! what engines bring, `jobs`, `pins` and `hints` for what others ask for, `lend` for other nodes, `schedule` for the order of moves, `mover` for their I/O, `streams` for what is told, `catalog` for what is
 //! written down beside the blocks, `restore` for what a restart finds.
 
 mod api;
@@ -21,6 +21,7 @@ mod change;
 mod faults;
 mod hints;
 mod jobs;
+mod lend;
 mod memory;
 mod mover;
 mod names;
@@ -34,7 +35,7 @@ mod restore;
 mod schedule;
 mod streams;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tiers;
 mod usage;
 mod wire;
@@ -43,7 +44,9 @@ pub use api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
 pub use catalog::CatalogError;
 pub use hints::Hinted;
 pub use jobs::Progress;
+pub(crate) use lend::Lacking;
 pub use memory::MemoryTiers;
+pub use names::short as short_hash;
 pub use node::{Clock, MakeShared, Node, NodeConfig, NodeError, Scrubbed};
 pub use pool::Moves;
 pub use streams::{Numbered, Publish, StreamStats, Unheard};

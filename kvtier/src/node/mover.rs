@@ -5,11 +5,8 @@ use super::pool::{InRam, Pool, State, short};
 use super::schedule::Lane;
 use crate::policy::{BlockId, Move, Tier};
 use crate::slot::lock;
-use crate::store::{Buffer, Get, Put, Read, StoreKey};
+use crate::store::{Buffer, Get, Put, Read, StoreKey, TOGETHER, slot_bytes};
 use crate::{Lease, Reserved};
-
-/// Bytes moved together, at most: as much as the store reads and writes at once.
-const TOGETHER: usize = 1 << 20;
 
 /// Batches of a lane that are under way at a time.
 fn at_once(lane: Lane) -> usize {
@@ -164,10 +161,8 @@ impl Pool {
             }
         }
         drop(state);
-        let Ok(mut bytes) = Buffer::new(named.len() * self.block_bytes.next_multiple_of(4096)) else {
-            return;
-        };
-        let stride = self.block_bytes.next_multiple_of(4096);
+        let stride = slot_bytes(self.block_bytes);
+        let Ok(mut bytes) = Buffer::new(named.len() * stride) else { return };
         let mut gets: Vec<Get<'_>> = bytes
             .chunks_mut(stride)
             .zip(&named)
@@ -235,17 +230,22 @@ impl Pool {
 
     /// Reads blocks from disk to see whether they are still what was written. In memory of its own.
     pub fn read_disk(&self, keys: &[StoreKey]) -> Vec<Read> {
-        let stride = self.block_bytes.next_multiple_of(4096);
+        let stride = slot_bytes(self.block_bytes);
         let Ok(mut bytes) = Buffer::new(keys.len() * stride) else { return vec![] };
         let mut gets: Vec<Get<'_>> = bytes
             .chunks_mut(stride)
             .zip(keys)
             .map(|(into, key)| Get { key: *key, into: &mut into[..self.block_bytes] })
             .collect();
-        let reads = self.read_below(Tier::Disk, &mut gets);
+        self.read_own_disk(&mut gets)
+    }
+
+    /// Reads blocks from disk, and gives up those that are not what was written.
+    pub fn read_own_disk(&self, gets: &mut [Get<'_>]) -> Vec<Read> {
+        let reads = self.read_below(Tier::Disk, gets);
         let mut state = lock(&self.state);
-        for (key, read) in keys.iter().zip(&reads) {
-            self.lost_below(&mut state, Tier::Disk, *key, *read);
+        for (get, read) in gets.iter().zip(&reads) {
+            self.lost_below(&mut state, Tier::Disk, get.key, *read);
         }
         reads
     }

@@ -15,7 +15,7 @@ use crate::store::StoreKey;
 const MOST_GROUPS: usize = 64;
 
 /// The 64 bits by which events call a block; `None` where they cannot.
-pub(super) fn short(key: &StoreKey) -> Option<u64> {
+pub fn short(key: &StoreKey) -> Option<u64> {
     let hash = key.hash();
     // Other lengths are no hash of any engine, and no decoder takes them.
     let last = hash.last_chunk().filter(|_| matches!(hash.len(), 8 | 16 | 32));

@@ -169,7 +169,7 @@ impl Node {
         if pools.len() >= self.config.pools {
             return Err(no_room(format!("{} pools are allowed", self.config.pools)));
         }
-        let slot_bytes = block_bytes.next_multiple_of(4096) as u64;
+        let slot_bytes = store::slot_bytes(block_bytes) as u64;
         let slots = |bytes: u64| u32::try_from(bytes / slot_bytes).unwrap_or(u32::MAX);
         let (disk, ram) = (slots(self.config.disk_bytes), slots(self.config.ram_bytes));
         if disk == 0 && ram == 0 {

@@ -38,6 +38,10 @@ pub struct Moves {
     pub copied_bytes: u64,
     /// Blocks loaded, by [`Tier`]: RAM, disk, shared storage.
     pub loaded: [u64; 3],
+    /// Blocks given to other nodes.
+    pub lent: u64,
+    /// Blocks taken from other nodes.
+    pub pulled: u64,
 }
 
 /// What is really where, and what is to be.

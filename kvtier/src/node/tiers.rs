@@ -30,6 +30,11 @@ impl Tiers for Node {
         Ok(owner)
     }
 
+    fn expect(&self, model: &str, fingerprint: u128) {
+        // Not written down, it is named when the first block is stored.
+        let _ = self.streams.name(fingerprint, model);
+    }
+
     fn lookup(&self, pool: PoolId, keys: &[StoreKey]) -> Vec<Where> {
         self.at(pool).map_or_else(|| vec![Where::Nowhere; keys.len()], |pool| pool.lookup(keys))
     }

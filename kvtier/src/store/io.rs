@@ -12,15 +12,20 @@ use super::store::{Get, Held, Place, Put, Read, State, Store, lock};
 use crate::policy::BlockId;
 
 /// Blocks in a row are read and written together up to so many bytes.
-const TOGETHER: usize = 1 << 20;
+pub(crate) const TOGETHER: usize = 1 << 20;
 /// Buffers kept for payloads that are not on a page boundary.
 const SPARE: usize = 8;
 /// Ends of chains remembered, so that what follows is put behind them.
 const ENDS: usize = 4096;
 
+/// Bytes from one payload to the next, on disk and in memory that is read to from there.
+pub(crate) fn slot_bytes(block_bytes: usize) -> usize {
+    block_bytes.next_multiple_of(PAGE)
+}
+
 impl Store {
     fn slot_bytes(&self) -> usize {
-        self.layout.block_bytes.next_multiple_of(PAGE)
+        slot_bytes(self.layout.block_bytes)
     }
 
     pub(super) fn segment_of(&self, slot: u32) -> usize {

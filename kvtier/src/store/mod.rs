@@ -61,6 +61,7 @@ mod tests;
 mod wrong_bytes;
 
 pub use io::parents_first;
+pub(crate) use io::{TOGETHER, slot_bytes};
 pub use jobs::{Jobs, Urgency};
 pub(crate) use key::KEY_BYTES;
 pub use key::{HASH_BYTES, HashLength, StoreKey};

@@ -34,6 +34,9 @@ pub(super) struct CopyArgs {
     /// Where to
     #[arg(long)]
     to: Tier,
+    /// Another node's pull endpoint: what is not here is pulled from there first
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "HOST:PORT")]
+    source: String,
     #[command(flatten)]
     blocks: BlocksArgs,
 }
@@ -82,7 +85,8 @@ pub(super) async fn copy(
     args: &CopyArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<Outcome> {
-    let request = CopyRequest { blocks: Some(args.blocks.named()?), to: args.to.name() };
+    let (to, source) = (args.to.name(), args.source.clone());
+    let request = CopyRequest { blocks: Some(args.blocks.named()?), to, source };
     let said = kvd.tiers().copy(request).await.map_err(|s| kvd.failed("copy blocks", s))?;
     follow(global, kvd, said.into_inner(), out).await
 }
@@ -118,10 +122,14 @@ async fn follow(
         last = progress;
     }
     bar.finish_and_clear();
-    let JobProgress { found, done, failed, left } = last;
+    let JobProgress { found, done, failed, left, pulled } = last;
     if global.json {
-        writeln!(out, "{}", json!({"found": found, "done": done, "failed": failed, "left": left}))?;
+        let said = json!({"found": found, "done": done, "failed": failed, "left": left, "pulled": pulled});
+        writeln!(out, "{said}")?;
     } else {
+        if pulled > 0 {
+            writeln!(out, "{pulled} blocks pulled")?;
+        }
         writeln!(out, "{found} blocks here, {done} there now, {failed} failed, {left} copies given up")?;
     }
     Ok(if failed == 0 { Outcome::Ok } else { Outcome::Failed })

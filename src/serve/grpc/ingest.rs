@@ -96,6 +96,7 @@ pub(crate) fn read_spec(message: kv::PublisherSpec) -> Result<PublisherSpec, Ask
         health_url: Some(message.health_url),
         lease_seconds: non_zero(message.lease_seconds),
         control_endpoint: Some(message.control_endpoint),
+        pull_endpoint: Some(message.pull_endpoint),
     };
     registration.check().map_err(|error| {
         // The two fields that RFC #1403 names otherwise than the messages.
@@ -149,6 +150,7 @@ pub(crate) fn write_spec(spec: &PublisherSpec) -> kv::PublisherSpec {
         health_url: text(&spec.health_url),
         lease_seconds: spec.lease_seconds.unwrap_or(0),
         control_endpoint: text(&spec.control_endpoint),
+        pull_endpoint: text(&spec.pull_endpoint),
     }
 }
 

@@ -94,6 +94,7 @@ impl Kvd {
                 health_url: None,
                 lease_seconds: None,
                 control_endpoint: None,
+                pull_endpoint: None,
             })
             .unwrap();
         let of =

@@ -226,6 +226,7 @@ fn spec(capture: &Capture, engine: usize) -> PublisherSpec {
         health_url: None,
         lease_seconds: None,
         control_endpoint: None,
+        pull_endpoint: None,
     }
 }
 

@@ -13,13 +13,13 @@ use super::node::{Node, Pod, hex, until};
 use crate::support::{Engine, Kvd, record, stored_payload};
 
 /// Tells kvd that a request with this prompt was routed to `pod`.
-fn route(kvd: &Kvd, request: &str, tokens: &[u32]) {
+pub fn route(kvd: &Kvd, request: &str, pod: &str, tokens: &[u32]) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let mut client = IndexServiceClient::connect(format!("http://{}", kvd.grpc)).await.expect("connect");
         let tokens = kv::TokenIds { ids: tokens.to_vec() };
         let prompt = kv::Prompt { key: Some(kv::prompt::Key::Tokens(tokens)), ..kv::Prompt::default() };
-        let endpoint = kv::RoutedEndpoint { instance_id: "pod".into(), dp_rank: 0 };
+        let endpoint = kv::RoutedEndpoint { instance_id: pod.into(), dp_rank: 0 };
         let routed = kv::RecordRoutingRequest {
             request_id: request.into(),
             model: "m".into(),
@@ -72,13 +72,13 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     assert!(content, "{said}");
     kvd.wait("kvd to know of the disk", || cached(&kvd, "pod", &tokens) == [160, 0, 160, 160]);
     // What it has on its device it does not wait for.
-    route(&kvd, "warm", &tokens);
+    route(&kvd, "warm", "pod", &tokens);
     // It begins anew with the first two blocks alone.
     engine.publish(&[record(0, stored_payload(500.0, 1000, &tokens[..32], 16))]);
     kvd.wait("its own blocks to be gone", || cached(&kvd, "pod", &tokens)[0] == 32);
     assert_eq!(node.usage()["ram_blocks"], 0);
 
-    route(&kvd, "cold", &tokens);
+    route(&kvd, "cold", "pod", &tokens);
     until("eight blocks are in RAM", || node.usage()["ram_blocks"] == 8);
     kvd.wait("kvd to hear it", || kvd.metric("kvd_hint_blocks_total") == 8.0);
     assert_eq!(kvd.metric("kvd_hints_total"), 1.0);
@@ -89,7 +89,7 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     assert!(node.metrics().contains("loaded_blocks_total{block_bytes=\"4096\",tier=\"cpu\"} 8"));
     // All of it is in RAM or on the device now: nothing is left to bring up.
     kvd.wait("kvd to know that they are in RAM", || known_in_ram(&kvd) == 8);
-    route(&kvd, "warm again", &tokens);
+    route(&kvd, "warm again", "pod", &tokens);
     assert_eq!(kvd.metric("kvd_hints_total"), 1.0);
 
     // A node that is gone keeps nobody waiting.
@@ -97,7 +97,7 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     kvd.wait("one block less on the device", || cached(&kvd, "pod", &tokens)[0] == 16);
     node.kill();
     let began = Instant::now();
-    route(&kvd, "nobody", &tokens);
+    route(&kvd, "nobody", "pod", &tokens);
     assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
     kvd.wait("kvd to have given up", || kvd.metric("kvd_hints_failed_total") == 1.0);
 }

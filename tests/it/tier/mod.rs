@@ -4,6 +4,7 @@
 mod hints;
 mod node;
 mod process;
+mod pulls;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -25,15 +25,22 @@ pub struct Node {
     pub publish: String,
     pub replay: String,
     pub socket: PathBuf,
+    /// Where other nodes pull from it; empty where they may not.
+    pub pull: String,
 }
 
 impl Node {
     /// Starts node `n1` with its files in `folder` and `more` at the end of its configuration.
     pub fn start(folder: &Path, more: &str) -> Node {
+        Node::start_as("n1", folder, more)
+    }
+
+    /// The same under another name.
+    pub fn start_as(name: &str, folder: &Path, more: &str) -> Node {
         let socket = folder.join("socket");
         let config = folder.join("tier.toml");
         let text = format!(
-            "node = \"n1\"\nfolder = {folder:?}\nsocket = {socket:?}\nram = \"128KiB\"\ndisk = \"1MiB\"\n\
+            "node = {name:?}\nfolder = {folder:?}\nsocket = {socket:?}\nram = \"128KiB\"\ndisk = \"1MiB\"\n\
              http_listen = \"127.0.0.1:0\"\ngrpc_listen = \"127.0.0.1:0\"\n{more}\n\
              [[model]]\nname = \"m\"\npublish = \"tcp://127.0.0.1:*\"\nreplay = \"tcp://127.0.0.1:*\"\n"
         );
@@ -50,12 +57,12 @@ impl Node {
         while !lines.contains("replay=") {
             assert!(out.read_line(&mut lines).expect("text") > 0, "it ended with {lines:?}");
         }
-        let word = |name: &str| {
-            let found = lines.split_whitespace().find_map(|word| word.strip_prefix(name));
-            found.unwrap_or_else(|| panic!("{name} in {lines:?}")).to_owned()
-        };
-        let (grpc, http) = (word("grpc="), word("http="));
-        let node = Node { child, grpc, http, publish: word("publish="), replay: word("replay="), socket };
+        let found = |name: &str| lines.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let word = |name| found(name).unwrap_or_else(|| panic!("{name} in {lines:?}")).to_owned();
+        let (grpc, http, pull) =
+            (word("grpc="), word("http="), found("pull=").unwrap_or_default().to_owned());
+        let (publish, replay) = (word("publish="), word("replay="));
+        let node = Node { child, grpc, http, publish, replay, socket, pull };
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         until("the disk is read", || {
             let ready = agent.get(format!("http://{}/readyz", node.http)).call();
@@ -74,6 +81,13 @@ impl Node {
         let mut kvctl = Command::new(env!("CARGO_BIN_EXE_kvctl"));
         let done = kvctl.args(args).env("KVD_TIER_GRPC", &self.grpc).output().expect("kvctl runs");
         (done.status.success(), String::from_utf8(done.stdout).expect("text"))
+    }
+
+    /// What one of its metrics stands at.
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{name} in {metrics}")).parse().expect("a number")
     }
 
     /// The only pool, as `kvctl tiers` has it.

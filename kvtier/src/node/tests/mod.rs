@@ -20,11 +20,11 @@ use crate::policy::{Config, Owner, Tier};
 use crate::slot::lock;
 use crate::store::{Backend, Get, Put, Read, StoreKey};
 
-const BYTES: usize = 4096;
+pub(crate) const BYTES: usize = 4096;
 
 /// Who listens to a node: what it says is where, counted as an index counts it.
 #[derive(Debug, Default)]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     pub heard: Mutex<BTreeMap<(u64, kvproto::Tier), i64>>,
     pub last: AtomicU64,
 }
@@ -65,7 +65,7 @@ impl Publish for Listener {
     }
 }
 
-pub(super) fn config(folder: &Path, ram: u64, disk: u64, now: &Arc<AtomicU64>) -> NodeConfig {
+pub(crate) fn config(folder: &Path, ram: u64, disk: u64, now: &Arc<AtomicU64>) -> NodeConfig {
     let now = now.clone();
     NodeConfig {
         name: "n1".into(),
@@ -81,16 +81,16 @@ pub(super) fn config(folder: &Path, ram: u64, disk: u64, now: &Arc<AtomicU64>) -
     }
 }
 
-pub(super) fn key(number: u64) -> StoreKey {
+pub(crate) fn key(number: u64) -> StoreKey {
     StoreKey::new(42, 0, &number.to_be_bytes()).unwrap()
 }
 
-pub(super) fn payload(number: u64) -> Vec<u8> {
+pub(crate) fn payload(number: u64) -> Vec<u8> {
     (number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes().repeat(BYTES / 8)
 }
 
 /// Offers a chain of blocks.
-pub(super) fn store(node: &Node, pool: PoolId, owner: Owner, numbers: &[u64]) -> Vec<Stored> {
+pub(crate) fn store(node: &Node, pool: PoolId, owner: Owner, numbers: &[u64]) -> Vec<Stored> {
     let payloads: Vec<Vec<u8>> = numbers.iter().map(|n| payload(*n)).collect();
     let after = |at: usize| at.checked_sub(1).map(|at| key(numbers[at]).id());
     let puts: Vec<Put<'_>> = (0..numbers.len())
@@ -100,7 +100,7 @@ pub(super) fn store(node: &Node, pool: PoolId, owner: Owner, numbers: &[u64]) ->
 }
 
 /// Loads blocks and checks the bytes of those that hit.
-pub(super) fn load(node: &Node, pool: PoolId, numbers: &[u64]) -> Vec<Read> {
+pub(crate) fn load(node: &Node, pool: PoolId, numbers: &[u64]) -> Vec<Read> {
     let mut bytes = vec![0; numbers.len() * BYTES];
     let mut gets: Vec<Get<'_>> =
         bytes.chunks_mut(BYTES).zip(numbers).map(|(into, n)| Get { key: key(*n), into }).collect();
