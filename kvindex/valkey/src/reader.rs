@@ -26,7 +26,8 @@ pub enum Standing {
     Behind,
     /// Nobody writes it at present: what is written may be out of date.
     Unowned,
-    /// Another server process answers than the one written to last: the last words may be missing.
+    /// Another server process answers than the one written to last, or something was evicted: the last words may
+    /// be missing.
     Unproven,
     /// Nothing is written.
     Nothing,
@@ -210,6 +211,8 @@ struct Found {
     meta: Option<Vec<u8>>,
     generation: Option<u64>,
     owned: bool,
+    /// Whether the hash of blocks is there.
+    whole: bool,
     run: String,
 }
 
@@ -236,6 +239,7 @@ async fn ask(server: &Server, columns: &[Column<'_>], part: &[usize]) -> Result<
         pipe.add_command(cmd("HGET").arg(keys.names(view.generation)).arg(META).take());
         pipe.add_command(cmd("GET").arg(keys.generation()).take());
         pipe.add_command(cmd("EXISTS").arg(keys.lease()).take());
+        pipe.add_command(cmd("EXISTS").arg(keys.blocks(view.generation, view.incarnation)).take());
     }
     pipe.add_command(cmd("INFO").arg("server").take());
     let mut a = Answers::new(server.run(&mut pipe).await?);
@@ -246,6 +250,7 @@ async fn ask(server: &Server, columns: &[Column<'_>], part: &[usize]) -> Result<
             meta: a.bytes()?,
             generation: a.number()?,
             owned: a.number()? == Some(1),
+            whole: a.number()? == Some(1),
             run: String::new(),
         });
     }
@@ -310,7 +315,7 @@ impl Column<'_> {
             self.upto = self.chain_len();
             return Ok(true);
         }
-        let standing = match (found.owned, found.run == meta.run, meta.health.live) {
+        let standing = match (found.owned, found.whole && found.run == meta.run, meta.health.live) {
             (_, false, _) => Standing::Unproven,
             (false, true, _) => Standing::Unowned,
             (true, true, false) => Standing::Behind,

@@ -134,6 +134,9 @@ impl std::fmt::Debug for Server {
 
 impl Server {
     pub async fn connect(config: &Config) -> Result<Server, RedisError> {
+        // The crate takes the process's; where there is one already, that stays.
+        #[cfg(feature = "tls")]
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut nodes = Vec::new();
         for url in &config.urls {
             // What the crate calls by the older name.

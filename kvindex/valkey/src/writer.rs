@@ -107,22 +107,21 @@ impl Writer {
         // On another server process than it was written to, it may lack the last commits, or be what one of
         // them made of data that lacked those before: only who knows its last words can tell.
         let meta = found.as_deref().map(Meta::decode).and_then(Result::ok);
-        let usable =
-            meta.as_ref().is_some_and(|m| m.run == run) || (found.is_some() && found.as_deref() == known);
-        let engine = meta.as_ref().filter(|_| usable).and_then(|m| Engine::decode(spec.clone(), &m.engine));
+        let proven = meta.as_ref().is_some_and(|m| m.run == run);
+        let meta = meta.filter(|_| proven || found.as_deref() == known);
+        let meta = match meta {
+            // Where servers evict, one hash may be there without the other.
+            Some(m) if exists(server, &keys.blocks(generation, m.incarnation)).await? => Some(m),
+            Some(_) | None => None,
+        };
+        let engine = meta.as_ref().and_then(|m| Engine::decode(spec.clone(), &m.engine));
         let next = generation + 1;
         let mut pipe = Pipeline::new();
         pipe.add_command(cmd("INCR").arg(keys.generation()).take());
         let mut moves = Vec::new();
-        if let (Some(_), Some(meta)) = (&engine, &meta) {
+        if let (Some(_), Some(Meta { incarnation, .. })) = (&engine, &meta) {
             moves.push((keys.names(generation), keys.names(next)));
-            // A hash without fields is not there.
-            if meta.held > 0 {
-                let (of, inc) = (keys.blocks(generation, meta.incarnation), meta.incarnation);
-                if exists(server, &of).await? {
-                    moves.push((of, keys.blocks(next, inc)));
-                }
-            }
+            moves.push((keys.blocks(generation, *incarnation), keys.blocks(next, *incarnation)));
         }
         for (from, to) in &moves {
             pipe.add_command(cmd("RENAMENX").arg(from).arg(to).take());
@@ -306,6 +305,7 @@ impl Writer {
         pipe.add_command(cmd("HGET").arg(&names).arg(META).take());
         pipe.add_command(cmd("INFO").arg("server").take());
         pipe.add_command(cmd("HLEN").arg(&names).take());
+        pipe.add_command(cmd("EXISTS").arg(self.keys.blocks(self.generation, self.meta.incarnation)).take());
         // Idle names go as new ones come, so that a scan keeps up with any stream.
         let count = 16 + 2 * want.names.len();
         let scan = cmd("HSCAN").arg(&names).arg(self.swept).arg("COUNT").arg(count).take();
@@ -320,6 +320,9 @@ impl Writer {
             return Err(WriteError::RolledBack);
         }
         let (run, fields) = (a.run_id()?, a.number()?.unwrap_or(0));
+        if a.number()? != Some(u64::from(self.last.is_some())) {
+            return Err(WriteError::RolledBack);
+        }
         let idle = self.idle(a.value()?)?;
         take_names(&mut a, &list, shelf, self.meta.incarnation)?;
         Ok(Seen { run, fields, idle })
@@ -509,18 +512,17 @@ fn take_names(
 
 fn add_blocks(pipe: &mut Pipeline, key: &str, plan: &Plan) {
     let (mut set, mut unset) = (cmd("HSET"), cmd("HDEL"));
-    set.arg(key);
+    // Also without a block the hash is there: so it can be told from one that was evicted.
+    set.arg(key).arg(META).arg(&[1][..]);
     unset.arg(key);
-    let (mut sets, mut unsets) = (0, 0);
+    let mut unsets = 0;
     for (seq, held) in &plan.blocks {
         match held.is_empty() {
-            false => (_, sets) = (set.arg(&block_field(*seq)[..]).arg(encode_held(held)), sets + 1),
+            false => _ = set.arg(&block_field(*seq)[..]).arg(encode_held(held)),
             true => (_, unsets) = (unset.arg(&block_field(*seq)[..]), unsets + 1),
         }
     }
-    if sets > 0 {
-        pipe.add_command(set);
-    }
+    pipe.add_command(set);
     if unsets > 0 {
         pipe.add_command(unset);
     }

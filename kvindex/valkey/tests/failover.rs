@@ -224,6 +224,21 @@ async fn a_node_killed_in_the_middle_makes_no_answer_wrong() {
     }
 }
 
+/// A server that evicts takes one hash of the two.
+#[tokio::test]
+async fn what_a_server_evicted_is_missed() {
+    let Some(servers) = Servers::start(1, 0).await else { return };
+    let shared = Shared::connect(servers.config("evict")).await.unwrap();
+    let mut pod = Pod::attach(&shared, "p");
+    pod.recover(&shared, 3).await.expect("servers that answer");
+    let keys: Vec<String> = servers.ask(0, redis::cmd("KEYS").arg("*:blocks:*")).await.unwrap();
+    let evicted: usize = servers.ask(0, redis::cmd("DEL").arg(keys)).await.unwrap();
+    assert_eq!((evicted, score(&shared, pod.id, 9).await), (1, (0, Standing::Unproven)));
+    assert!(matches!(pod.write(4).await, Err(WriteError::RolledBack)));
+    pod.recover(&shared, 4).await.expect("servers that answer");
+    assert_eq!(score(&shared, pod.id, 9).await, (5, Standing::Live));
+}
+
 /// A server that lost everything, and one that is put back from before: neither is believed.
 #[tokio::test]
 async fn a_server_that_forgot_is_not_believed() {

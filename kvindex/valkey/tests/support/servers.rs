@@ -24,6 +24,7 @@ pub struct Servers {
     masters: usize,
     dir: tempfile::TempDir,
     program: &'static str,
+    more: Vec<String>,
 }
 
 struct Node {
@@ -36,6 +37,22 @@ impl Servers {
     /// A cluster of `masters` and as many replicas each as given; with one master and no replica, a server
     /// alone. `None` where no server is installed, which is told.
     pub async fn start(masters: usize, replicas_each: usize) -> Option<Servers> {
+        let servers = Servers::spawn_all(masters, replicas_each, &[])?;
+        for at in 0..servers.nodes.len() {
+            servers.until(at, cmd("PING"), |pong: &String| pong == "PONG").await;
+        }
+        if servers.nodes.len() > 1 {
+            servers.form(masters).await;
+        }
+        Some(servers)
+    }
+
+    /// One server with more options, which may not answer just anybody.
+    pub fn guarded(more: &[&str]) -> Option<Servers> {
+        Servers::spawn_all(1, 0, more)
+    }
+
+    fn spawn_all(masters: usize, replicas_each: usize, more: &[&str]) -> Option<Servers> {
         let found = ["valkey-server", "redis-server"].into_iter().find(|p| runs(p));
         let Some(program) = found else {
             assert!(
@@ -48,18 +65,14 @@ impl Servers {
             return None;
         };
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut servers = Servers { nodes: Vec::new(), masters, dir, program };
+        // An option's words are words of the command line.
+        let more: Vec<String> = more.iter().flat_map(|o| o.split(' ')).map(str::to_owned).collect();
+        let mut servers = Servers { nodes: Vec::new(), masters, dir, program, more };
         let cluster = masters + replicas_each > 1;
         for _ in 0..masters * (1 + replicas_each) {
             let (port, bus) = (free_port(), free_port());
-            let child = spawn(program, servers.dir.path(), port, cluster.then_some(bus));
+            let child = spawn(program, servers.dir.path(), port, cluster.then_some(bus), &servers.more);
             servers.nodes.push(Node { port, bus, child });
-        }
-        for at in 0..servers.nodes.len() {
-            servers.until(at, cmd("PING"), |pong: &String| pong == "PONG").await;
-        }
-        if cluster {
-            servers.form(masters).await;
         }
         Some(servers)
     }
@@ -119,7 +132,7 @@ impl Servers {
     pub fn restart(&mut self, at: usize) {
         let (port, bus) = (self.nodes[at].port, self.nodes[at].bus);
         let cluster = (self.nodes.len() > 1).then_some(bus);
-        self.nodes[at].child = spawn(self.program, self.dir.path(), port, cluster);
+        self.nodes[at].child = spawn(self.program, self.dir.path(), port, cluster, &self.more);
     }
 
     /// Waits until the nodes left agree that all slots are served, by `masters` masters that live.
@@ -196,13 +209,18 @@ fn free_port() -> u16 {
     socket.expect("a free port").port()
 }
 
-fn spawn(program: &str, dir: &Path, port: u16, bus: Option<u16>) -> Child {
+fn spawn(program: &str, dir: &Path, port: u16, bus: Option<u16>, more: &[String]) -> Child {
     let own = dir.join(port.to_string());
     std::fs::create_dir_all(&own).expect("a directory for the node");
     let log = std::fs::File::create(own.join("log")).expect("a log");
     let mut command = Command::new(program);
     command.current_dir(&own).stdout(log).stderr(Stdio::null()).stdin(Stdio::null());
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    let listen = if more.iter().any(|o| o == "--tls-cert-file") { "--tls-port" } else { "--port" };
+    if listen == "--tls-port" {
+        command.args(["--port", "0"]);
+    }
+    command.args([listen, &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args(more);
     if let Some(bus) = bus {
         command.args(["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()]);
         command.args(["--cluster-node-timeout", &NODE_TIMEOUT.to_string()]);
