@@ -66,7 +66,12 @@ async fn run() {
         return;
     }
     let Some(servers) = Servers::start(3, 0).await else { return };
-    let shared = Shared::connect(servers.config("bench")).await.expect("servers that answer");
+    let shared = Shared::connect(kvindex_valkey::Config {
+        lease: Duration::from_secs(120),
+        ..servers.config("bench")
+    })
+    .await
+    .expect("servers that answer");
     let index = Index::new(IndexConfig::default());
     let mut pods = Vec::new();
     for n in 0..PODS {
