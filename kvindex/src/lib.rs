@@ -44,6 +44,7 @@ mod pool;
 mod profile;
 mod reach;
 pub mod reference;
+pub mod remote;
 mod runs;
 mod score;
 pub mod snapshot;

@@ -1,7 +1,8 @@
 //! What has been learnt of one engine from its events: block size, groups, offload chunk.
 
+use kvproto::event::Content;
 use kvproto::hash::canonical::MmForm;
-use kvproto::{GroupKind, GroupSpec, Tier};
+use kvproto::{ExtraKey, GroupKind, GroupSpec, Stored, Tier};
 use smallvec::SmallVec;
 
 /// KV-cache groups that one engine may have; events of further groups are refused.
@@ -89,7 +90,95 @@ pub(crate) struct Profile {
     pub chunk_by_depth: u32,
 }
 
+/// What a store tells of its engine, besides its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lesson {
+    pub tier: Tier,
+    /// Below [`MAX_GROUPS`].
+    pub group: u32,
+    pub spec: Option<GroupSpec>,
+    pub block_size: u32,
+    pub content: Content,
+    /// How many blocks it names.
+    pub blocks: u32,
+    /// Whether there are tokens, too.
+    pub has_tokens: bool,
+    pub form: MmForm,
+}
+
+impl Lesson {
+    pub fn of(s: &Stored<'_>) -> Lesson {
+        Lesson {
+            tier: s.tier,
+            group: s.group,
+            spec: s.spec,
+            block_size: s.block_size,
+            content: s.content,
+            blocks: s.hashes.len() as u32,
+            has_tokens: !s.tokens.is_empty(),
+            form: if names_items_barely(s) { MmForm::Bare } else { MmForm::Placed },
+        }
+    }
+}
+
+/// Whether extra keys name multimodal items by identifier alone, as up to vLLM 0.18: text on a
+/// block that is not the first, where no salt can be.
+fn names_items_barely(s: &Stored<'_>) -> bool {
+    (0..s.hashes.len()).any(|i| {
+        let texts = s.extras(i).iter().filter(|k| matches!(k, ExtraKey::Text(_))).count();
+        texts > usize::from(i == 0 && s.parent.is_none())
+    })
+}
+
 impl Profile {
+    /// Takes in what a store says; returns the kind of its group, and whether anything changed.
+    pub fn learn(&mut self, s: &Lesson) -> (GroupKind, bool) {
+        let mut changed = false;
+        if s.tier == Tier::Gpu {
+            changed |= self.learn_group(s.group, s.spec, s.block_size);
+        } else if (s.has_tokens || s.content == Content::Hashed) && s.blocks > 0 {
+            match s.content {
+                // An offload connector's event is a chunk; an engine that names its blocks fully
+                // in every tier moves them one by one and may be seen there first.
+                Content::HashOnly => {
+                    let n = gcd(self.chunk_described, s.blocks);
+                    changed |= n != self.chunk_described;
+                    self.chunk_described = n;
+                }
+                Content::Complete | Content::Hashed if self.block_size == 0 => {
+                    changed |= self.learn_group(s.group, s.spec, s.block_size);
+                }
+                Content::Complete | Content::Hashed | Content::Canonical => {}
+            }
+        }
+        if self.form == MmForm::Placed && s.form == MmForm::Bare {
+            self.form = MmForm::Bare;
+            changed = true;
+        }
+        let group = self.groups.get(s.group as usize).copied().flatten();
+        (group.map_or(GroupKind::Full, |g| g.spec.kind), changed)
+    }
+
+    /// Learns the offload chunk from one block of a lower tier before which `depth` blocks stand. Returns
+    /// whether anything changed.
+    pub fn learn_depth(&mut self, depth: u32) -> bool {
+        if self.chunk_described != 0 {
+            return false;
+        }
+        let n = gcd(self.chunk_by_depth, depth.saturating_add(1));
+        let changed = n != self.chunk_by_depth;
+        self.chunk_by_depth = n;
+        changed
+    }
+
+    /// Whether blocks after a gap can matter to what the engine would count as cached.
+    pub fn sees_past_gaps(&self, configured_chunk: Option<u32>) -> bool {
+        let plain = |g: &Group| {
+            g.spec.kind == GroupKind::Full && (g.block_size == 0 || g.block_size == self.block_size)
+        };
+        !self.groups.iter().flatten().all(plain) || self.chunk(configured_chunk) > 1
+    }
+
     /// Takes in what a device store of `group` says. Returns whether anything changed.
     pub fn learn_group(&mut self, group: u32, spec: Option<GroupSpec>, block_size: u32) -> bool {
         let g = group as usize;

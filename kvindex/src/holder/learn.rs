@@ -1,41 +1,20 @@
 //! What does a store tell of its engine, besides its blocks?
 
-use kvproto::event::Content;
-use kvproto::hash::canonical::{MmForm, Namespace, Seed};
+use kvproto::hash::canonical::{Namespace, Seed};
 use kvproto::hash::llmd::RequestKey;
-use kvproto::{ExtraKey, GroupKind, Stored, Tier};
+use kvproto::{ExtraKey, GroupKind, Stored};
 use smallvec::SmallVec;
 
 use super::{Desk, Holder};
 use crate::forest::UNKNOWN_DEPTH;
-use crate::profile::gcd;
+use crate::profile::Lesson;
 
 impl Holder {
     /// Takes in what a store says of the engine; returns the kind of its group.
     pub(super) fn learn(&mut self, s: &Stored<'_>) -> GroupKind {
-        let p = &mut self.profile;
-        if s.tier == Tier::Gpu {
-            self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
-        } else if (!s.tokens.is_empty() || s.content == Content::Hashed) && !s.hashes.is_empty() {
-            match s.content {
-                // An offload connector's event is a chunk; an engine that names its blocks fully
-                // in every tier moves them one by one and may be seen there first.
-                Content::HashOnly => {
-                    let n = gcd(p.chunk_described, s.hashes.len() as u32);
-                    self.profile_changed |= n != p.chunk_described;
-                    p.chunk_described = n;
-                }
-                Content::Complete | Content::Hashed if p.block_size == 0 => {
-                    self.profile_changed |= p.learn_group(s.group, s.spec, s.block_size);
-                }
-                Content::Complete | Content::Hashed | Content::Canonical => {}
-            }
-        }
-        if p.form == MmForm::Placed && names_items_barely(s) {
-            p.form = MmForm::Bare;
-            self.profile_changed = true;
-        }
-        p.groups.get(s.group as usize).copied().flatten().map_or(GroupKind::Full, |g| g.spec.kind)
+        let (kind, changed) = self.profile.learn(&Lesson::of(s));
+        self.profile_changed |= changed;
+        kind
     }
 
     /// What llm-d calls each block of a store, where the deployment asks by that; 0 for a block that
@@ -86,10 +65,8 @@ impl Holder {
 
     /// The same from one block before which `depth` blocks stand.
     pub(super) fn learn_depth(&mut self, depth: u32) {
-        if self.profile.chunk_described == 0 && depth != UNKNOWN_DEPTH {
-            let n = gcd(self.profile.chunk_by_depth, depth.saturating_add(1));
-            self.profile_changed |= n != self.profile.chunk_by_depth;
-            self.profile.chunk_by_depth = n;
+        if depth != UNKNOWN_DEPTH {
+            self.profile_changed |= self.profile.learn_depth(depth);
         }
     }
 
@@ -105,13 +82,4 @@ impl Holder {
         self.seeds.push((lora, seed));
         seed
     }
-}
-
-/// Whether extra keys name multimodal items by identifier alone, as up to vLLM 0.18: text on a
-/// block that is not the first, where no salt can be.
-fn names_items_barely(s: &Stored<'_>) -> bool {
-    (0..s.hashes.len()).any(|i| {
-        let texts = s.extras(i).iter().filter(|k| matches!(k, ExtraKey::Text(_))).count();
-        texts > usize::from(i == 0 && s.parent.is_none())
-    })
 }

@@ -10,6 +10,7 @@ use kvproto::hash::canonical::{Namespace, prompt_hashes};
 use kvproto::hash::vllm::{self, Algo};
 use kvproto::{EngineHash, ExtraKey};
 
+use crate::Shadow;
 use crate::args::{Args, TOKENS_PER_LABEL, number, tier, tokens_of};
 
 /// What tells which blocks an event is about.
@@ -101,7 +102,7 @@ impl Pod {
     }
 
     /// Sends the events in `line`, parted by `;`, as one batch. Says what was odd about it.
-    pub fn send(&mut self, line: &str, index: &Index) -> Result<String, String> {
+    pub fn send(&mut self, line: &str, index: &Index, shadow: &mut dyn Shadow) -> Result<String, String> {
         let mut events = Vec::new();
         for text in line.split(';').map(str::trim) {
             let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -131,6 +132,7 @@ impl Pod {
         }
         let batch = batch.build();
         self.reference.apply(&batch);
+        shadow.apply(self.id, &batch);
         let done = index.apply(self.id, &batch);
         let odd =
             [("orphans", done.orphans), ("unknown_removed", done.unknown_removed), ("refused", done.refused)];

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::Shadow;
 use crate::args::{Args, number, tokens_of};
 use crate::pod::Pod;
 use crate::replant::replant;
@@ -20,15 +21,17 @@ pub struct World {
     limited: bool,
     /// Whether routings were announced, which no snapshot has.
     routed: bool,
+    /// Another index that is told and asked the same.
+    shadow: Box<dyn Shadow>,
     /// Scores that the reference confirmed.
     pub confirmed: Cell<u32>,
 }
 
 impl World {
     /// An index that nobody is attached to.
-    pub fn new() -> World {
+    pub fn new(shadow: Box<dyn Shadow>) -> World {
         let index = Arc::new(Index::new(IndexConfig::default()));
-        World { index, pods: Vec::new(), limited: false, routed: false, confirmed: Cell::new(0) }
+        World { index, pods: Vec::new(), limited: false, routed: false, shadow, confirmed: Cell::new(0) }
     }
 
     /// Goes on with an index that got all it has from a snapshot of this one. False where that would
@@ -54,6 +57,7 @@ impl World {
             "limits" => self.limit(rest).map(|()| vec![]),
             "pod" => {
                 let pod = Pod::attach(rest, &self.index)?;
+                self.shadow.attach(pod.id, &pod.spec);
                 self.pods.retain(|p| p.spec.instance != pod.spec.instance);
                 self.pods.push(pod);
                 Ok(vec![])
@@ -97,14 +101,16 @@ impl World {
         let pod = &mut self.pods[at];
         if let Some(options) = rest.strip_prefix("restart") {
             pod.restart(options, &self.index)?;
+            self.shadow.clear(pod.id);
             return Ok(vec![]);
         }
         if rest == "gone" {
             self.index.detach(pod.id);
+            self.shadow.detach(pod.id);
             self.pods.remove(at);
             return Ok(vec![]);
         }
-        let odd = pod.send(rest, &self.index)?;
+        let odd = pod.send(rest, &self.index, &mut *self.shadow)?;
         Ok(if odd.is_empty() { vec![] } else { vec![format!("{name}:{odd}")] })
     }
 
@@ -160,6 +166,7 @@ impl World {
 
     fn scores(&self, query: &Query<'_>, a: &Args<'_>) -> Result<Vec<String>, String> {
         let answer = self.index.query(query);
+        self.shadow.compare(query, &answer)?;
         if answer.unknown_model {
             return Ok(vec!["unknown model".to_owned()]);
         }
