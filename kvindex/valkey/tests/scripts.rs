@@ -7,6 +7,7 @@ mod args;
 mod beside;
 #[path = "../../tests/scripts/pod.rs"]
 mod pod;
+#[allow(dead_code, reason = "the embedded index's tests use the rest")]
 #[path = "../../tests/support/replant.rs"]
 mod replant;
 #[path = "../../tests/scripts/replay.rs"]
@@ -15,6 +16,7 @@ mod replay;
 mod servers;
 #[path = "../../tests/support/shadow.rs"]
 mod shadow;
+#[allow(dead_code, reason = "the embedded index's tests use the rest")]
 #[path = "../../tests/scripts/world.rs"]
 mod world;
 
