@@ -21,6 +21,7 @@ pub mod peers;
 pub mod publisher;
 pub mod registration;
 pub mod serve;
+pub mod shared;
 pub mod snapshot;
 pub mod state;
 pub mod tier;

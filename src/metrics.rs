@@ -148,6 +148,20 @@ pub const METRICS: &[Metric] = &[
     gauge("kvd_restored_blocks", "Blocks that they held.", |s| {
         s.service.restored.get().map_or(0.0, |r| r.blocks as f64)
     }),
+    gauge(
+        "kvd_shared_index_owned_publishers",
+        "Publishers that this kvd writes to the index on Valkey.",
+        |s| s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.owned)),
+    ),
+    counter("kvd_shared_index_commits_total", "Commits to the index on Valkey.", |s| {
+        s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.commits))
+    }),
+    counter("kvd_shared_index_failures_total", "Commits and claims there that failed.", |s| {
+        s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.failures))
+    }),
+    counter("kvd_shared_index_breaks_total", "Publishers cleared there because of a loss.", |s| {
+        s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.breaks))
+    }),
     gauge("kvd_peers_connected", "Other replicas that answer.", |s| s.service.peers.connected() as f64),
     counter("kvd_peer_news_sent_total", "Routings and registrations told to other replicas.", |s| {
         load(&s.service.peers.counts.sent)

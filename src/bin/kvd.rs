@@ -23,6 +23,7 @@ use kvd::peers::{self, Peers};
 use kvd::publisher::{Followed, Origin, PublisherSpec};
 use kvd::serve::transfer::Transfers;
 use kvd::serve::{Restored, Service, grpc, http};
+use kvd::shared::Mirror;
 use kvd::snapshot::{Files, Runner};
 use kvd::state::Catalog;
 use kvd::tier::{TierArgs, TierConfig};
@@ -160,8 +161,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let http_at = http_listener.local_addr().context("read the HTTP address")?;
 
     let index = Arc::new(Index::new(config.index));
-    let publishers = Publishers::start(Arc::clone(&index), config.ingest, Some(Arc::clone(&catalog)))
+    let mirror = match &config.valkey {
+        Some(valkey) => {
+            let servers = valkey.load().context("reach the index on Valkey")?;
+            let owner = format!("{grpc_at} {} {:016x}", std::process::id(), random_name());
+            Some(Mirror::start(servers, valkey.answer, owner).await.context("reach the index on Valkey")?)
+        }
+        None => None,
+    };
+    let catalog_too = Some(Arc::clone(&catalog));
+    let publishers = Publishers::start_with(Arc::clone(&index), config.ingest, catalog_too, mirror.clone())
         .context("start ingest")?;
+    mirror.iter().for_each(|m| m.ask_health_of(&publishers));
     follow_configured(&publishers, config.publishers)?;
     let cluster = Cluster::find(&config.discovery).await?;
     let files =
@@ -172,6 +183,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     service.warmup_limit = config.warmup_timeout;
     service.traces = config.traces.as_ref().map(Traces::start).transpose().context("send traces")?;
     service.peers = Peers::new(config.peers, dialer.clone());
+    service.mirror = mirror.clone();
     service.guard = Arc::clone(&guard);
     service.discovery = Discovery::new(&config.discovery);
     if config.transfers.enabled {
@@ -244,6 +256,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     flushing.abort();
     // What is half put back is not written down: the snapshots there are stay as they are.
     restoring.abort();
+    if let Some(mirror) = mirror {
+        mirror.stop().await;
+    }
     let stopped = tokio::task::spawn_blocking(move || {
         publishers.stop();
         if let Some(snapshots) = service.snapshots.get() {
@@ -257,6 +272,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stopped.await.context("stop ingest")?.context("keep the last state")?;
     info!("stopped");
     Ok(())
+}
+
+/// A number that no other process has.
+fn random_name() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::time::SystemTime::now())
 }
 
 /// Follows whom the configuration names, and no longer whom it named at an earlier start.

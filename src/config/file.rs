@@ -14,6 +14,7 @@ use super::discovery::DiscoveryTable;
 use super::security::SecurityTable;
 use super::transfers::TransfersTable;
 use super::units::{Bytes, Time};
+use super::valkey::{Valkey, ValkeyTable};
 use super::{Config, ConfigError, invalid, set};
 use crate::ingest::IngestConfig;
 use crate::peers::PeersConfig;
@@ -84,6 +85,8 @@ pub(super) struct IndexTable {
     pub max_memory: Option<Bytes>,
     pub llmd_hash_algorithm: Option<String>,
     pub llmd_hash_seed: Option<String>,
+    #[serde(default)]
+    pub valkey: ValkeyTable,
 }
 
 /// `[limits]`
@@ -150,13 +153,15 @@ pub(super) struct ListenTable {
 }
 
 impl IndexTable {
-    pub(super) fn apply(self, to: &mut IndexConfig) -> Result<(), ConfigError> {
+    /// Returns where the index is kept besides.
+    pub(super) fn apply(self, to: &mut IndexConfig) -> Result<Option<Valkey>, ConfigError> {
         let IndexTable {
             max_blocks_per_publisher,
             max_speculative,
             max_memory,
             llmd_hash_algorithm,
             llmd_hash_seed,
+            valkey,
         } = self;
         set(&mut to.max_bytes, max_memory.map(|b| b.0 as u64));
         set(&mut to.max_blocks_per_holder, max_blocks_per_publisher);
@@ -171,7 +176,7 @@ impl IndexTable {
                 Some(llmd::Llmd::new(algo, seed.as_deref().unwrap_or_default()))
             }
         };
-        Ok(())
+        valkey.check(to.max_blocks_per_holder)
     }
 }
 

@@ -9,6 +9,7 @@ mod file;
 mod security;
 mod transfers;
 pub(crate) mod units;
+mod valkey;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -29,6 +30,7 @@ use crate::snapshot::Schedule;
 use crate::traces::TracesConfig;
 use file::{File, ListenTable};
 pub use transfers::Transfers;
+pub use valkey::Valkey;
 
 /// Everything kvd is set to, checked.
 #[derive(Clone, Debug)]
@@ -57,6 +59,8 @@ pub struct Config {
     pub traces: Option<TracesConfig>,
     /// Limits of the index.
     pub index: IndexConfig,
+    /// The index that replicas share; `None` = each has its own only.
+    pub valkey: Option<Valkey>,
     /// Limits of a request.
     pub limits: Limits,
     /// Weights of the tiers where a request gives none.
@@ -97,6 +101,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             traces: None,
             index: IndexConfig::default(),
+            valkey: None,
             limits: Limits::default(),
             weights: TierWeights::default(),
             ingest: IngestConfig::default(),
@@ -225,7 +230,7 @@ impl Config {
             self.log_format = parse_log_format("log.format", &format)?;
         }
         self.traces = traces.check()?;
-        index.apply(&mut self.index)?;
+        self.valkey = index.apply(&mut self.index)?;
         limits.apply(&mut self.limits);
         weights.apply(&mut self.weights);
         ingest.apply(&mut self.ingest);

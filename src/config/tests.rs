@@ -83,8 +83,9 @@ fn the_example_file_names_every_key_there_is() {
             max_speculative: Some(_),
             max_memory: Some(_),
             llmd_hash_algorithm: Some(_),
-            llmd_hash_seed: Some(_)
-        }
+            llmd_hash_seed: Some(_),
+            valkey: ref table,
+        } if table.names_every_key()
     ));
     assert!(matches!(
         limits,

@@ -25,6 +25,7 @@ use super::stats::Counters;
 use super::vital::Sign;
 use crate::outcome::Account;
 use crate::publisher::{Freshness, Origin, PublisherKey, PublisherSpec, PublisherStatus};
+use crate::shared::Feed;
 use crate::state::Catalog;
 
 /// Messages that a lane may apply before it is the next one's turn.
@@ -49,6 +50,8 @@ pub struct Place {
     pub probe: Option<Probe>,
     /// Its counters.
     pub counters: Arc<Counters>,
+    /// Its way into the index that replicas share, where there is one.
+    pub feed: Option<Feed>,
 }
 
 /// A wish to know what is held as of one batch.
@@ -62,16 +65,22 @@ impl Sink for Place {
         let applied = self.index.apply(self.holder, batch);
         self.counters.stored.add(applied.stored.into());
         self.counters.removed.add(applied.removed.into());
+        if let Some(feed) = &mut self.feed {
+            feed.apply(batch);
+        }
         self.account.applied(batch, Instant::now());
     }
 
     fn clear(&mut self) {
         self.index.clear(self.holder);
+        self.feed.iter_mut().for_each(Feed::clear);
         self.account.restarted(Instant::now());
     }
 
     fn doubt(&mut self) {
         self.index.doubt(self.holder);
+        // What is in doubt is not kept there.
+        self.feed.iter_mut().for_each(Feed::clear);
         self.account.lost(Instant::now());
     }
 
@@ -80,6 +89,9 @@ impl Sink for Place {
     }
 
     fn applied(&mut self, seq: u64, ts: f64) {
+        if let Some(feed) = &mut self.feed {
+            feed.applied(seq, ts);
+        }
         if self.probe.as_ref().is_some_and(|p| seq >= p.seq)
             && let Some(probe) = self.probe.take().filter(|p| p.seq == seq)
             && let Some(digest) = self.index.digest(self.holder)
@@ -272,6 +284,9 @@ impl Lane {
         let mut follower = self.follower.lock();
         let waits = follower.is_waiting();
         if waits {
+            if let (Some(seq), Some(feed)) = (position.seq, &mut follower.sink_mut().feed) {
+                feed.begin_after(seq, position.ts);
+            }
             follower.resume(position, Instant::now());
         }
         drop(follower);

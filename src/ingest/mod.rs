@@ -71,6 +71,7 @@ pub mod pure {
 
 use crate::outcome::Account;
 use crate::publisher::{Followed, Freshness, Origin, PublisherKey, PublisherSpec, PublisherStatus, Selector};
+use crate::shared::Mirror;
 use crate::state::{Catalog, CatalogError};
 use apply::Signal;
 pub(crate) use cursor::Position;
@@ -162,6 +163,19 @@ impl Publishers {
         config: IngestConfig,
         catalog: Option<Arc<Catalog>>,
     ) -> Result<Arc<Publishers>, StartError> {
+        Publishers::start_with(index, config, catalog, None)
+    }
+
+    /// The same with an index that replicas share, which is told all that this one is.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub fn start_with(
+        index: Arc<Index>,
+        config: IngestConfig,
+        catalog: Option<Arc<Catalog>>,
+        mirror: Option<Arc<Mirror>>,
+    ) -> Result<Arc<Publishers>, StartError> {
         let catalog = catalog.unwrap_or_else(|| Arc::new(Catalog::in_memory()));
         let specs = catalog.publishers();
         let n = config.threads.max(1);
@@ -178,6 +192,7 @@ impl Publishers {
                 Arc::clone(&readers),
                 appliers.clone(),
                 Arc::clone(&catalog),
+                mirror,
             )),
             catalog,
             readers,

@@ -26,6 +26,7 @@ use crate::outcome::Account;
 use crate::publisher::{
     Followed, Freshness, Origin, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector,
 };
+use crate::shared::Mirror;
 use crate::state::Catalog;
 
 /// Silence after which a replay endpoint is asked whether anything was missed.
@@ -96,6 +97,8 @@ pub struct Registry {
     pub unclaimed: Counter,
     /// Blocks of all publishers that reports contradict.
     distrusted: Arc<AtomicUsize>,
+    /// The index that replicas share, where there is one.
+    mirror: Option<Arc<Mirror>>,
 }
 
 impl Registry {
@@ -106,6 +109,7 @@ impl Registry {
         readers: Arc<Readers>,
         appliers: Vec<Sender<Signal>>,
         catalog: Arc<Catalog>,
+        mirror: Option<Arc<Mirror>>,
     ) -> Registry {
         Registry {
             index,
@@ -121,6 +125,7 @@ impl Registry {
             saving: Mutex::default(),
             unclaimed: Counter::default(),
             distrusted: Arc::default(),
+            mirror,
         }
     }
 
@@ -227,6 +232,7 @@ impl Registry {
                 Err(e) if occasion == Occasion::Reloaded => unusable(&lane, "endpoint", e),
                 Err(e) => {
                     self.index.detach(holder);
+                    self.mirror.iter().for_each(|m| m.leave(holder));
                     self.close_idle(&mut book);
                     return Err(RegisterError::Address { field: "endpoint", why: e.to_string() });
                 }
@@ -281,6 +287,7 @@ impl Registry {
             key: spec.key(),
             probe: None,
             counters: Arc::default(),
+            feed: self.mirror.as_ref().and_then(|m| m.follow(holder, &holder_spec(&spec))),
         };
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
@@ -358,6 +365,7 @@ impl Registry {
         }
         drop(pods);
         self.index.detach(lane.holder);
+        self.mirror.iter().for_each(|m| m.leave(lane.holder));
         let mut counted = Totals::default();
         counted.add(&lane.counters);
         counted

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvindex::{Answer, Explanation, HolderId, HolderSpec, Placement, Prompt, Query};
+use kvindex_valkey::QueryError;
 use rustc_hash::FxHashMap;
 
 pub use super::check::MAX_BLOCK_SIZE;
 use super::outcome::HeldBack;
 use super::{Counters, Service, endpoint};
 use crate::publisher::{Freshness, PublisherState};
+use crate::shared::{Mirror, freshness};
 
 /// Why a question cannot be answered. Every message begins with the field to look at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +70,12 @@ pub enum AskError {
         /// Its rank.
         rank: u32,
     },
+    /// A question that the index on Valkey does not answer.
+    #[error("prompt: {0}; ask with token ids, canonical hashes (GetHashSpec) or the engine's own hashes")]
+    NotShared(String),
+    /// The servers of the index on Valkey do not answer.
+    #[error("index.valkey: {0}")]
+    SharedIndexGone(String),
     /// A prompt in words.
     #[error(
         "prompt: text cannot be looked up, kvd has no tokenizer; send a JSON array of token ids as the prompt, or call kv.v1.IndexService/Score with token ids"
@@ -88,7 +96,8 @@ impl AskError {
             AskError::HashKindNotIndexed { .. } => "hashes",
             AskError::UnknownScoreToken => "score_token",
             AskError::UnknownHolder { .. } => "instance_id",
-            AskError::TextPrompt => "prompt",
+            AskError::TextPrompt | AskError::NotShared(_) => "prompt",
+            AskError::SharedIndexGone(_) => "index.valkey",
         }
     }
 }
@@ -147,12 +156,41 @@ impl Service {
 
     /// The same for who asks several times to answer one question, and counts it once.
     pub(crate) fn ask_uncounted(&self, query: &Query<'_>) -> Result<Asked, AskError> {
+        if let Some(mirror) = self.mirror.as_ref().filter(|m| m.answers) {
+            let (answer, vouched) = self.prepared(query, |q| self.ask_shared(mirror, q))??;
+            return self.join(query, answer, &FxHashMap::default(), Some(&vouched));
+        }
         let (answer, held_back) = self.prepared(query, |q| {
             let mut answer = self.index.query(q);
             let held_back = self.hold_back(q, &mut answer);
             (answer, held_back)
         })?;
-        self.join(query, answer, &held_back)
+        self.join(query, answer, &held_back, None)
+    }
+
+    /// Asks the index that replicas share, and how far each score there can be trusted. What schedulers
+    /// announced here counts, too.
+    fn ask_shared(
+        &self,
+        mirror: &Mirror,
+        query: &Query<'_>,
+    ) -> Result<(Answer, FxHashMap<HolderId, Freshness>), AskError> {
+        let asked = mirror.query(query).map_err(|e| match e {
+            QueryError::Unsupported(_) => AskError::NotShared(e.to_string()),
+            QueryError::Server(_) => AskError::SharedIndexGone(e.to_string()),
+        })?;
+        let mut answer = asked.answer;
+        if query.speculative {
+            let announced: FxHashMap<HolderId, u32> =
+                self.index.query(query).scores.iter().map(|s| (s.holder, s.speculative)).collect();
+            for score in &mut answer.scores {
+                score.speculative =
+                    announced.get(&score.holder).map_or(score.cached, |n| score.cached.max(*n));
+            }
+        }
+        let vouched =
+            answer.scores.iter().map(|s| s.holder).zip(asked.vouched.iter().map(freshness)).collect();
+        Ok((answer, vouched))
     }
 
     /// Counts the question that `ask` answers.
@@ -283,6 +321,7 @@ impl Service {
         query: &Query<'_>,
         mut answer: Answer,
         held_back: &FxHashMap<HolderId, HeldBack>,
+        vouched: Option<&FxHashMap<HolderId, Freshness>>,
     ) -> Result<Asked, AskError> {
         if answer.scores.is_empty() && !answer.block_size_mismatch.is_empty() {
             return Err(AskError::BlockSizeMismatch {
@@ -299,7 +338,10 @@ impl Service {
             (None, _) => false, // detached since then
             (Some(spec), freshness) => {
                 let asked_as = note_seen(&mut wanted, &spec.instance);
-                let mut freshness = freshness.unwrap_or(UNVOUCHED);
+                let mut freshness = match vouched {
+                    Some(vouched) => vouched.get(&score.holder).copied().unwrap_or(UNVOUCHED),
+                    None => freshness.unwrap_or(UNVOUCHED),
+                };
                 freshness.complete &= !score.partial;
                 let held_back = held_back.get(&score.holder).copied();
                 holders.push(HolderView { spec, freshness, asked_as, held_back });

@@ -42,6 +42,7 @@ use crate::guard::{Dialer, Guard};
 use crate::hints::Hints;
 use crate::ingest::Publishers;
 use crate::peers::{Peers, PeersConfig};
+use crate::shared::Mirror;
 use crate::snapshot::Runner;
 use crate::traces::Traces;
 use crate::traffic::Traffic;
@@ -83,6 +84,8 @@ pub struct Service {
     pub hints: Hints,
     /// Who coordinates transfers; `None` = nobody does.
     pub(crate) transfers: Option<Arc<Transfers>>,
+    /// The index that replicas share, where there is one.
+    pub mirror: Option<Arc<Mirror>>,
     /// The other replicas.
     pub peers: Peers,
     /// Who may ask.
@@ -189,6 +192,7 @@ impl Service {
             routing: RoutingClock::default(),
             hints: Hints::default(),
             transfers: None,
+            mirror: None,
             peers: Peers::new(PeersConfig::default(), Dialer::default()),
             guard: Arc::default(),
             discovery: Discovery::new(&DiscoveryConfig::default()),

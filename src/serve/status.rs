@@ -27,9 +27,11 @@ pub fn code(error: &AskError) -> Code {
     match error {
         AskError::Invalid { .. } | AskError::HashKindNotIndexed { .. } => Code::InvalidArgument,
         AskError::TooMany { .. } => Code::ResourceExhausted,
-        AskError::BlockSizeMismatch { .. } | AskError::BlockSizeAmbiguous { .. } | AskError::TextPrompt => {
-            Code::FailedPrecondition
-        }
+        AskError::BlockSizeMismatch { .. }
+        | AskError::BlockSizeAmbiguous { .. }
+        | AskError::NotShared(_)
+        | AskError::TextPrompt => Code::FailedPrecondition,
+        AskError::SharedIndexGone(_) => Code::Unavailable,
         AskError::UnknownScoreToken | AskError::UnknownHolder { .. } => Code::NotFound,
     }
 }

@@ -19,3 +19,4 @@ mod snapshots;
 mod support;
 mod tier;
 mod transfers;
+mod valkey;

@@ -171,8 +171,8 @@ fn ask_by_any_kind(service: &Service, query: &Query<'_>, hashes: &[Hash64]) -> R
     if !all_found(&asked) {
         let llmd: Vec<RequestKey> = hashes.iter().map(|h| RequestKey(h.0)).collect();
         match keep_better(&mut asked, service, &Query { prompt: Prompt::Llmd(&llmd), ..*query }) {
-            // Without llm-d's seed configured there are no such keys to find.
-            Ok(()) | Err(AskError::HashKindNotIndexed { .. }) => {}
+            // Without llm-d's seed configured there are no such keys to find, nor on Valkey.
+            Ok(()) | Err(AskError::HashKindNotIndexed { .. } | AskError::NotShared(_)) => {}
             Err(error) => return Err(error),
         }
     }
@@ -180,7 +180,10 @@ fn ask_by_any_kind(service: &Service, query: &Query<'_>, hashes: &[Hash64]) -> R
 }
 
 fn keep_better(asked: &mut Asked, service: &Service, query: &Query<'_>) -> Result<(), AskError> {
-    let other: Answer = service.prepared(query, |q| service.index.query(q))?;
+    let other: Answer = match service.mirror.as_ref().is_some_and(|m| m.answers) {
+        true => service.ask_uncounted(query)?.answer,
+        false => service.prepared(query, |q| service.index.query(q))?,
+    };
     for score in &mut asked.answer.scores {
         if let Some(better) =
             other.scores.iter().find(|s| s.holder == score.holder && s.cached > score.cached)
@@ -199,7 +202,12 @@ pub(super) fn refuse(error: AskError) -> Refusal {
         "candidates" => "instance_id",
         field => field,
     };
-    Refusal::bad(field, error.to_string())
+    let status = match error {
+        AskError::NotShared(_) => StatusCode::NOT_IMPLEMENTED,
+        AskError::SharedIndexGone(_) => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    Refusal::new(status, field, error.to_string())
 }
 
 pub(super) fn non_empty(text: &Option<String>) -> Option<&str> {

@@ -1,0 +1,101 @@
+//! Two replicas that share an index on a real cluster.
+
+#[path = "../../kvindex/valkey/tests/support/servers.rs"]
+mod servers;
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use servers::Servers;
+
+use crate::support::{Engine, Kvd, record, stored_payload};
+
+fn start(folder: &Path, servers: &Servers) -> Kvd {
+    std::fs::create_dir_all(folder).expect("a directory");
+    let urls = serde_json::to_string(&servers.config("it").urls).expect("text");
+    let config = folder.join("kvd.toml");
+    let text = format!("[index.valkey]\nurls = {urls}\nnamespace = \"it\"\nlease = \"3s\"\n");
+    std::fs::write(&config, text).expect("write");
+    Kvd::start_with(&folder.join("data"), &["--config", config.to_str().expect("text")])
+}
+
+fn matched(kvd: &Kvd) -> (u16, Value) {
+    let body = json!({"model": "m", "token_ids": (0..200).collect::<Vec<u32>>(), "block_size": 16});
+    let (status, answer) = kvd.post("/query", &body);
+    (status, if status == 200 { answer["default"]["pod"]["longest_matched"].clone() } else { answer })
+}
+
+/// A batch whose one store holds the first `blocks` blocks.
+fn batch(seq: u64, blocks: u32) -> kvd::ctl::kvcap::Record {
+    record(seq, stored_payload(seq as f64 + 1.0, 1, &(0..blocks * 16).collect::<Vec<u32>>(), 16))
+}
+
+#[test]
+fn replicas_answer_from_one_index_and_one_writes_on_where_another_died() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let Some(mut servers) = runtime.block_on(Servers::start(3, 0)) else { return };
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut first = start(&folder.path().join("a"), &servers);
+    let mut pod = Engine::open("pod");
+    pod.register(&first, "vLLM", 16);
+    pod.publish(&[batch(0, 2)]);
+    first.wait("the first batch to be in the shared index", || matched(&first) == (200, json!(32)));
+    assert_eq!(first.metric("kvd_shared_index_owned_publishers"), 1.0);
+
+    // It follows the same engine and finds the other one writing.
+    let second = start(&folder.path().join("b"), &servers);
+    pod.register(&second, "vLLM", 16);
+    pod.publish(&[batch(1, 3)]);
+    for kvd in [&first, &second] {
+        kvd.wait("both to say what is held", || matched(kvd) == (200, json!(48)));
+    }
+    assert_eq!(second.metric("kvd_shared_index_owned_publishers"), 0.0);
+
+    first.crash();
+    pod.publish(&[batch(2, 4)]);
+    second.wait("the other to write on", || matched(&second) == (200, json!(64)));
+    assert_eq!(second.metric("kvd_shared_index_owned_publishers"), 1.0);
+    assert_eq!(second.metric("kvd_shared_index_breaks_total"), 0.0, "nothing was lost on the way");
+
+    // Its own index knows, but it is not asked.
+    (0..3).for_each(|node| servers.kill(node));
+    second.wait("the servers to be missed", || matched(&second).0 == 503);
+    assert!(matched(&second).1["error"].as_str().is_some_and(|e| e.starts_with("index.valkey: ")));
+    (0..3).for_each(|node| servers.restart(node));
+    second.wait("an answer again", || matched(&second).0 == 200);
+    pod.publish(&[batch(3, 5)]);
+    second.wait("all to be known again", || matched(&second) == (200, json!(80)));
+
+    let body = json!({"instance_id": "pod", "type": "vLLM", "modelname": "m"});
+    second.ok("/unregister", &body);
+    second.wait("nothing to be left", || keys_left(&runtime, &servers) == 0);
+}
+
+#[test]
+fn a_kvd_that_is_told_to_stop_lets_another_write_at_once() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let Some(servers) = runtime.block_on(Servers::start(3, 0)) else { return };
+    let folder = tempfile::tempdir().expect("a directory");
+    let mut first = start(&folder.path().join("a"), &servers);
+    let second = start(&folder.path().join("b"), &servers);
+    let mut pod = Engine::open("pod");
+    pod.register(&first, "vLLM", 16);
+    pod.publish(&[batch(0, 2)]);
+    first.wait("the first batch to be in the shared index", || matched(&first) == (200, json!(32)));
+    pod.register(&second, "vLLM", 16);
+    pod.publish(&[batch(1, 3)]);
+    second.wait("both to know", || matched(&second) == (200, json!(48)));
+    first.stop();
+    let stopped = std::time::Instant::now();
+    second.wait("the other to write", || second.metric("kvd_shared_index_owned_publishers") == 1.0);
+    assert!(stopped.elapsed() < Duration::from_secs(3), "before the lease would have run out");
+    assert_eq!(matched(&second), (200, json!(48)));
+}
+
+/// Keys on all servers, but for the numbers of generations, which must outlive what they are of.
+fn keys_left(runtime: &tokio::runtime::Runtime, servers: &Servers) -> usize {
+    let on =
+        |node| runtime.block_on(servers.ask::<Vec<String>>(node, redis::cmd("KEYS").arg("*"))).expect("keys");
+    (0..3).flat_map(on).filter(|key| !key.contains(":gen:")).count()
+}
