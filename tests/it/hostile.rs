@@ -56,9 +56,8 @@ fn junk_beside_a_valid_stream_leaves_it_exact() {
             }]);
         }
         dirty.publish(std::slice::from_ref(r));
-        if i % 8 == 7 {
-            kvd.wait_for_seq("dirty", r.number());
-        }
+        // What waits on its way is bounded, and this engine keeps nothing that could be asked for again.
+        kvd.wait_for_seq("dirty", r.number());
     }
     let last = records.last().expect("messages").number();
     kvd.wait_for_seq("clean", last);
