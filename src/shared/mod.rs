@@ -47,6 +47,9 @@ enum Word {
     Release,
 }
 
+/// Who writes one publisher, and how to tell it something.
+type Tracked = (mpsc::Sender<Word>, JoinHandle<()>);
+
 /// The shared index and who is written there.
 pub struct Mirror {
     shared: Arc<Shared>,
@@ -55,7 +58,7 @@ pub struct Mirror {
     owner: String,
     /// Whether questions are answered from there.
     pub answers: bool,
-    tracks: Mutex<HashMap<HolderId, (mpsc::Sender<Word>, JoinHandle<()>)>>,
+    tracks: Mutex<HashMap<HolderId, Tracked>>,
     publishers: Arc<OnceLock<Weak<Publishers>>>,
     /// Counters.
     pub counts: Arc<Counts>,

@@ -31,7 +31,7 @@ fn tokens(sequence: usize, blocks: usize) -> Vec<u32> {
 
 /// `blocks` of a sequence from block `from` on.
 fn store(sequence: usize, from: usize, blocks: usize, tokens: &[u32]) -> Batch<'static> {
-    let name = |i: usize| EngineHash((sequence as u64) << 32 | i as u64 + 1);
+    let name = |i: usize| EngineHash(((sequence as u64) << 32) | (i as u64 + 1));
     let parent = from.checked_sub(1).map(name);
     let fields = StoredFields { block_size: BLOCK as u32, parent, ..StoredFields::default() };
     let names: Vec<EngineHash> = (from..from + blocks).map(name).collect();
