@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Every replica follows every publisher, and one of them, who has the publisher's lease, writes. The others
-//! keep what was told lately ([`backlog`]) and go on where it left off.
+//! keep what was told lately (`backlog`) and go on where it left off.
 
 mod backlog;
 mod track;
