@@ -98,7 +98,8 @@ impl Token {
     /// # Errors
     /// [`ConnectError::Token`] where it cannot be sent.
     pub fn new(text: &str) -> Result<Token, ConnectError> {
-        Token::of(None, header(text).map_err(|why| ConnectError::Token { what: "the token".into(), why })?)
+        let value = header(text).map_err(|why| ConnectError::Token { what: "the token".into(), why })?;
+        Ok(Token::of(None, value))
     }
 
     /// The first one of a file, which is read again now and then: tokens that a cluster mounts are changed
@@ -110,11 +111,11 @@ impl Token {
         let path = path.into();
         let value = read(&path)
             .map_err(|e| ConnectError::Token { what: path.display().to_string(), why: e.to_string() })?;
-        Token::of(Some(path), value)
+        Ok(Token::of(Some(path), value))
     }
 
-    fn of(file: Option<PathBuf>, value: MetadataValue<Ascii>) -> Result<Token, ConnectError> {
-        Ok(Token { file, shown: Arc::new(Mutex::new(Shown { value, read: Instant::now() })) })
+    fn of(file: Option<PathBuf>, value: MetadataValue<Ascii>) -> Token {
+        Token { file, shown: Arc::new(Mutex::new(Shown { value, read: Instant::now() })) }
     }
 
     fn value(&self, now: Instant) -> MetadataValue<Ascii> {

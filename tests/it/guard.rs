@@ -12,6 +12,21 @@ use crate::support::{Engine, Kvd};
 const READ: &str = "a-token-that-may-read";
 const WRITE: &str = "a-token-that-may-write";
 
+/// Registers an engine with kvctl.
+const REGISTER: [&str; 11] = [
+    "register",
+    "--model",
+    "m",
+    "--instance",
+    "a:1",
+    "--endpoint",
+    "tcp://127.0.0.1:1",
+    "--block-size",
+    "16",
+    "--type",
+    "vLLM",
+];
+
 /// A CA, and certificates that it signed, as files.
 pub struct Authority {
     folder: PathBuf,
@@ -90,23 +105,10 @@ fn who_shows_no_token_may_ask_but_not_say_who_is_followed() {
     let engine = Engine::open("10.0.0.1:8000");
     let (status, refusal) = kvd.post("/register", &engine.registration("vLLM", 16));
     assert_eq!((status, &refusal["field"]), (401, &json!("authorization")), "{refusal}");
-    let register = [
-        "register",
-        "--model",
-        "m",
-        "--instance",
-        "a:1",
-        "--endpoint",
-        "tcp://127.0.0.1:1",
-        "--block-size",
-        "16",
-        "--type",
-        "vLLM",
-    ];
-    let out = kvctl(&kvd.grpc, &register);
+    let out = kvctl(&kvd.grpc, &REGISTER);
     assert_eq!(out.status.code(), Some(1), "{}", said(&out));
     assert!(said(&out).contains("a bearer token is required (Unauthenticated)"), "{}", said(&out));
-    let with_token = [&["--token-file", &tokens][..], &register[..]].concat();
+    let with_token = [&["--token-file", &tokens][..], &REGISTER[..]].concat();
     let out = kvctl(&kvd.grpc, &with_token);
     assert!(out.status.success(), "{}", said(&out));
     assert!(kvctl(&kvd.grpc, &["publishers"]).status.success(), "looking is open");
@@ -115,7 +117,7 @@ fn who_shows_no_token_may_ask_but_not_say_who_is_followed() {
     // Another token from now on.
     std::fs::write(&tokens, "another-token-that-may\n").expect("write");
     let old = file(folder.path(), "old", &format!("{WRITE}\n"));
-    let with_old = [&["--token-file", &old][..], &register[..]].concat();
+    let with_old = [&["--token-file", &old][..], &REGISTER[..]].concat();
     kvd.wait("the token to be taken back", || !kvctl(&kvd.grpc, &with_old).status.success());
     assert!(kvctl(&kvd.grpc, &with_token).status.success());
 }
@@ -262,22 +264,7 @@ fn replicas_find_one_another_by_tls_and_token() {
     ];
     let run = |kvd: &Kvd, args: &[&str]| kvctl(&kvd.grpc, &[&access[..], args].concat());
     a.wait("it to answer", || run(&a, &["stats"]).status.success());
-    let registered = run(
-        &a,
-        &[
-            "register",
-            "--model",
-            "m",
-            "--instance",
-            "a:1",
-            "--endpoint",
-            "tcp://127.0.0.1:1",
-            "--block-size",
-            "16",
-            "--type",
-            "vLLM",
-        ],
-    );
+    let registered = run(&a, &REGISTER);
     assert!(registered.status.success(), "{}", said(&registered));
     b.wait("the other replica to be told", || said(&run(&b, &["publishers", "--json"])).contains("a:1"));
 }

@@ -1,11 +1,14 @@
 //! Random events against the reference model, as `kvindex/tests/random.rs` has them for the embedded index: after
 //! each round every answer must be equal. Writers are replaced in the middle, and so is everything they know.
 
+#[path = "../../tests/support/agree.rs"]
+mod agree;
 #[path = "../../tests/support/engines.rs"]
 mod engines;
 #[path = "support/servers.rs"]
 mod servers;
 
+use agree::Seen;
 use engines::{Engine, FLAVOURS, Rng};
 use kvindex::reference::Reference;
 use kvindex::remote::changes;
@@ -16,14 +19,6 @@ use kvproto::hash::canonical::MmItem;
 use servers::Servers;
 
 const HEALTH: Health = Health { live: true, complete: true };
-
-#[derive(Default, Debug)]
-struct Seen {
-    held: u32,
-    lower_tier: u32,
-    engine_less_than_held: u32,
-    engine_more_than_device: u32,
-}
 
 struct Pod {
     id: HolderId,
@@ -84,18 +79,7 @@ async fn run(shared: &Shared, seed: u64, batches: u64, seen: &mut Seen) {
                 let at_what = format!("seed {seed}, batch {n}, mode {}, {query:?}", pod.engine.mode);
                 assert_eq!(asked.vouched[at].standing, Standing::Live, "{at_what}");
                 assert_eq!(asked.vouched[at].cursor.seq, Some(n), "{at_what}");
-                let bs = u64::from(got.block_size);
-                seen.held += u32::from(want.cached > 0);
-                seen.lower_tier += u32::from(want.by_tier[0] < want.cached);
-                seen.engine_less_than_held += u32::from(want.cached_tokens < u64::from(want.cached) * bs);
-                seen.engine_more_than_device +=
-                    u32::from(want.cached_tokens > u64::from(want.by_tier[0]) * bs && bs == 2);
-                assert_eq!(got.cached, want.cached, "cached: {at_what}");
-                assert_eq!(got.by_tier, want.by_tier, "by_tier: {at_what}");
-                assert_eq!(got.cumulative, want.cumulative, "cumulative: {at_what}");
-                assert_eq!(got.below_ram, want.below_ram, "below_ram: {at_what}");
-                assert!((got.weighted - want.weighted).abs() < 1e-9, "weighted: {at_what}");
-                assert_eq!(got.cached_tokens, want.cached_tokens, "cached_tokens: {at_what}");
+                seen.compare(got, &want, &at_what);
             }
         }
     }
@@ -121,8 +105,7 @@ async fn every_answer_equals_the_reference_after_random_events() {
     for seed in 1..=12 {
         run(&shared, seed, 40, &mut seen).await;
     }
-    let kinds = [seen.held, seen.lower_tier, seen.engine_less_than_held, seen.engine_more_than_device];
-    assert!(kinds.iter().all(|&n| n > 40), "the events made up are too tame: {seen:?}");
+    seen.assert_more_than(40);
     let left: Vec<String> = servers.ask(0, redis::cmd("KEYS").arg("*names*")).await.expect("keys");
     assert_eq!(left, Vec::<String>::new(), "nothing is left of publishers that were retired");
 }
