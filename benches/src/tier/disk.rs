@@ -2,8 +2,9 @@
 //!
 //! The disk itself is one preallocated file with `O_DIRECT`, in the same process, in turns with
 //! the store. All writes end with what makes them durable: the file is synced, the store commits
-//! every 64 MiB and at the end. Before every round the store gives all its blocks up, so it writes
-//! over used slots. The first round is not counted: space that was never written is slower.
+//! every 64 MiB and at the end. Before `write` and `write chains` the store gives all its blocks up, so it
+//! writes over used slots; `write, full` finds a full store, and gives up a block anywhere for each that it
+//! writes. The first round is not counted: space that was never written is slower.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -24,6 +25,8 @@ use crate::report::{Passes, Table, Verdict, print_others};
 const THREADS: usize = 8;
 /// Bytes between two commits.
 const COMMIT: usize = 64 << 20;
+/// The first workload that reads.
+const READS: usize = 4;
 /// Bytes of a chain that are stored together: what the store writes at once.
 const CHAIN: usize = 1 << 20;
 
@@ -78,8 +81,8 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     for kib in &args.kib {
         std::fs::create_dir_all(&folder).context("make the folder")?;
         let mut rig = Rig::new(&folder, kib << 10, args.mib << 20, backend)?;
-        let what = ["write raw", "write", "write chains", "read raw", "read"];
-        let mut rates: [Rates; 5] = Default::default();
+        let what = ["write raw", "write", "write chains", "write, full", "read raw", "read"];
+        let mut rates: [Rates; 6] = Default::default();
         for pass in 0..=setting.passes {
             let watch = Watch::start(&[]);
             for (at, rates) in rates.iter_mut().enumerate() {
@@ -89,7 +92,8 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
                     0 => rig.write_raw()?,
                     1 => rig.write(1, &mut verdict)?,
                     2 => rig.write(rig.chain, &mut verdict)?,
-                    3 => rig.read_raw()?,
+                    3 => rig.replace(&mut verdict)?,
+                    4 => rig.read_raw()?,
                     _ => rig.read(&mut verdict),
                 }
                 if pass > 0 {
@@ -101,7 +105,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
             }
         }
         for (at, (what, rates_of)) in what.iter().zip(&rates).enumerate() {
-            let raw = &rates[if at < 3 { 0 } else { 3 }];
+            let raw = &rates[if at < READS { 0 } else { READS }];
             let part = rates_of.mib_per_second.median() / raw.mib_per_second.median();
             table.row(vec![
                 kib.to_string(),
@@ -109,7 +113,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
                 rates_of.mib_per_second.cell(0),
                 format!("{:.0} %", 100.0 * part),
                 rates_of.cpu_per_gib.cell(2),
-                if at < 3 { rates_of.written.cell(3) } else { String::new() },
+                if at < READS { rates_of.written.cell(3) } else { String::new() },
             ]);
         }
         drop(rig);
@@ -262,12 +266,38 @@ impl Rig {
             for result in self.store.put(&blocks) {
                 result.context("put")?;
             }
-            if since_commit.fetch_add(blocks.len() * self.bytes, Ordering::Relaxed) > COMMIT {
-                since_commit.store(0, Ordering::Relaxed);
-                self.store.commit().context("commit")?;
-            }
-            Ok(())
+            self.commit_now_and_then(&since_commit, blocks.len())
         })?;
+        self.all_stored(verdict)
+    }
+
+    /// Writes to a full store: for each block, one of the last round goes, in no order.
+    fn replace(&mut self, verdict: &mut Verdict) -> anyhow::Result<()> {
+        let since_commit = AtomicUsize::new(0);
+        let last = self.round;
+        self.round += 1;
+        self.share(1, |number, buffer| {
+            ensure!(
+                self.store.remove(key(last, self.scattered(number))),
+                "a block of the last round is gone"
+            );
+            stamp(buffer, self.round, number);
+            let block = Put { key: key(self.round, number), after: None, owner: Owner(0), payload: buffer };
+            self.store.put(&[block]).remove(0).context("put")?;
+            self.commit_now_and_then(&since_commit, 1)
+        })?;
+        self.all_stored(verdict)
+    }
+
+    fn commit_now_and_then(&self, since_commit: &AtomicUsize, blocks: usize) -> anyhow::Result<()> {
+        if since_commit.fetch_add(blocks * self.bytes, Ordering::Relaxed) > COMMIT {
+            since_commit.store(0, Ordering::Relaxed);
+            self.store.commit().context("commit")?;
+        }
+        Ok(())
+    }
+
+    fn all_stored(&self, verdict: &mut Verdict) -> anyhow::Result<()> {
         self.store.commit().context("commit")?;
         let blocks = self.store.stats().blocks;
         verdict.note((blocks != self.count).then(|| format!("{blocks} of {} blocks stored", self.count)));

@@ -1,4 +1,4 @@
-//! `records`: what does it cost to write down which block is in which slot, in the store's flat table and
+//! `records`: what does it cost to write down which block is in which slot, in the store's table and journal, and
 //! in RocksDB?
 //!
 //! Both hold as many records as blocks are asked for, and then commit changes in groups, as a full disk
@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1000)]
     changes: u32,
     /// Commits of each kind
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 300)]
     commits: u32,
 }
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut reopened = Vec::new();
     for flat in [true, false] {
         std::fs::create_dir_all(&folder).context("make the folder")?;
-        let name = if flat { "flat table" } else { "RocksDB" };
+        let name = if flat { "table and journal" } else { "RocksDB" };
         let mut place: Box<dyn Place> = match flat {
             true => Box::new(Flat::new(&folder, args)?),
             false => Box::new(Rocks::new(&folder, args)?),

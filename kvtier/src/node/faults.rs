@@ -181,6 +181,9 @@ fn a_node_that_is_killed_serves_what_it_committed_and_tells_what_it_has() {
     assert!(lost * 1000 <= committed, "{lost} of {committed} committed blocks are lost");
 }
 
+/// Where a store writes down what is in its slots.
+const WRITTEN_DOWN: [&str; 2] = ["table", "journal"];
+
 /// Does something to files at rest; how many faults that is.
 fn harm(folder: &Path, old: &Path, random: &mut Random) -> u64 {
     let pool = folder.join(format!("pool-{BYTES}"));
@@ -226,16 +229,21 @@ fn harm(folder: &Path, old: &Path, random: &mut Random) -> u64 {
             }
             40
         }
-        // The table is as it was some time ago: every block that moved since is in a wrong place.
+        // The table or the journal is as it was some time ago: every block that moved since is in a wrong place.
         4 => {
-            fs::copy(old.join("table"), pool.join("table")).unwrap();
+            let name = WRITTEN_DOWN[random.below(2) as usize];
+            fs::copy(old.join(name), pool.join(name)).unwrap();
             1
         }
-        // Half of a page of the table is torn off.
+        // Half of a page of either is torn off.
         _ => {
-            let table = OpenOptions::new().write(true).open(pool.join("table")).unwrap();
-            let page = 2 + u64::from(random.below(4));
-            table.write_all_at(&[0xff; 2048], page * 4096).unwrap();
+            let name = WRITTEN_DOWN[random.below(2) as usize];
+            let file = OpenOptions::new().write(true).open(pool.join(name)).unwrap();
+            let last = file.metadata().unwrap().len() / 4096 - 1;
+            // Not the headers of the table: without them the store starts empty.
+            let first = if name == "table" { 2 } else { 0 };
+            let page = last.min(first + u64::from(random.below(4)));
+            file.write_all_at(&[0xff; 2048], page * 4096).unwrap();
             1
         }
     }
@@ -266,7 +274,7 @@ fn no_damage_to_files_at_rest_leads_to_a_wrong_byte() {
         assert!(node.flush(pool));
         drop(node);
         if round % 5 == 0 {
-            for name in ["segment-00000", "table"] {
+            for name in ["segment-00000", "table", "journal"] {
                 fs::copy(folder.path().join(format!("pool-{BYTES}")).join(name), old.path().join(name))
                     .unwrap();
             }

@@ -1,9 +1,10 @@
 //! The parts of a store's work: runs of slots, whole or copied payloads, what a failure leads to.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
+
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::StoreKey;
 use super::medium::{Buffer, PAGE, is_aligned};

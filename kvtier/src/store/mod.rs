@@ -3,13 +3,13 @@
 //! ```text
 //!   put ──▶ slots in a row ──▶ segments        commit: sync segments, then write
 //!                │                                     records, then sync those
-//!                └─ pending records ──▶ table
+//!                └─ pending records ──▶ journal ──▶ table
 //!   get ──▶ index ──▶ read ──▶ verify ──▶ bytes, or a miss
 //! ```
 //!
 //! A [`Store`] has a fixed number of slots, each for one block, in files whose space is reserved
-//! when they are made. Which block is in which slot is in memory, and in a table of 128 bytes per
-//! slot that [`Store::commit`] writes in groups.
+//! when they are made. Which block is in which slot is in memory, in a table of 128 bytes per slot, and in a
+//! journal of what has changed since that was written, to which [`Store::commit`] adds in groups.
 //!
 //! What is never returned is a wrong byte: a payload's checksum is keyed with the block's whole
 //! name and with the number of the write, so a payload that is torn, flipped, in another's place
@@ -18,7 +18,7 @@
 //!
 //! A store has its folder alone: nobody else may write to, cut or replace the files in it.
 //!
-//! Read `store` for what happens on put, get and commit, `table` for what is written down, `slots`
+//! Read `store` for what happens on put, get and commit, `meta` for what is written down, `slots`
 //! for where blocks go, `direct` and `mapped` for the two ways to the disk.
 //!
 //! ```
@@ -47,9 +47,11 @@ mod direct;
 mod faulty;
 mod io;
 mod jobs;
+mod journal;
 mod key;
 mod mapped;
 mod medium;
+mod meta;
 mod record;
 mod slots;
 #[expect(clippy::module_inception, reason = "the store itself beside its parts")]

@@ -1,17 +1,19 @@
 //! Put, get, remove, commit.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hashbrown::HashMap;
 
 use super::direct::Direct;
 use super::key::StoreKey;
 use super::mapped::Mapped;
 use super::medium::{Buffer, Medium, PAGE, Segment};
+use super::meta::Meta;
 use super::record::Record;
 use super::slots::Slots;
-use super::table::{Meta, Table};
 use super::{Backend, CommitError, LIFE_SHIFT, Layout, OpenError, PutError};
 use crate::policy::{BlockId, Owner};
 
@@ -118,7 +120,7 @@ pub struct Store {
     pub(super) segments: Vec<Box<dyn Segment>>,
     pub(super) state: Mutex<State>,
     /// Held while changes are written down.
-    meta: Mutex<Box<dyn Meta>>,
+    meta: Mutex<Meta>,
     /// For payloads that are not on a page boundary.
     pub(super) spare: Mutex<Vec<Buffer>>,
     /// Locked as long as the store is open.
@@ -158,7 +160,7 @@ impl Store {
         if layout.block_bytes == 0 || layout.slots == 0 || layout.segment_slots == 0 {
             return Err(OpenError::Empty { layout });
         }
-        let mut meta = Table::open(medium, layout)?;
+        let (meta, found) = Meta::open(medium, layout)?;
         let io = |what| move |source| OpenError::Io { what, source };
         let mut segments = Vec::new();
         let slot_bytes = layout.block_bytes.next_multiple_of(PAGE) as u64;
@@ -167,7 +169,6 @@ impl Store {
             let segment = medium.open(&format!("segment-{at:05}"), u64::from(slots) * slot_bytes);
             segments.push(segment.map_err(io("open a segment"))?);
         }
-        let found = meta.load().map_err(io("read the table"))?;
         let mut state = State {
             index: HashMap::new(),
             slots: Slots::default(),
@@ -178,7 +179,7 @@ impl Store {
             stats: Stats { writable: true, ..Stats::default() },
         };
         let records = state.restore(layout.slots, found);
-        let (state, meta) = (Mutex::new(state), Mutex::new(Box::new(meta) as Box<dyn Meta>));
+        let (state, meta) = (Mutex::new(state), Mutex::new(meta));
         let spare = Mutex::default();
         Ok((Store { layout, segments, state, meta, spare, owned: None }, records))
     }

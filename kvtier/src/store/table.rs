@@ -1,5 +1,6 @@
-//! What is written down of all slots, and when.
+//! What is written down of all slots.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 
 use twox_hash::XxHash3_64;
@@ -7,22 +8,6 @@ use twox_hash::XxHash3_64;
 use super::medium::{Buffer, Medium, PAGE, Segment};
 use super::record::{RECORD_BYTES, Record, u64_at};
 use super::{Layout, OpenError};
-
-/// Where the store writes down which block is in which slot.
-///
-/// It need not be right: a record whose payload is not there any more does not verify and is a
-/// miss. It must not lose what it has committed.
-pub(super) trait Meta: Send + std::fmt::Debug {
-    /// How often the store has been opened, this time included.
-    fn life(&self) -> u64;
-    /// All records, by slot.
-    fn load(&mut self) -> io::Result<Vec<(u32, Record)>>;
-    /// Writes changes down; when it returns they cannot be lost any more. After an error any of
-    /// them may be written.
-    fn commit(&mut self, changes: &[(u32, Option<Record>)]) -> io::Result<()>;
-    /// Whether it can be written to, by trying.
-    fn probe(&mut self) -> io::Result<()>;
-}
 
 /// Records in a file, each in the place of its slot. Two headers take turns, so that one is whole
 /// whenever the writing of the other was cut short.
@@ -40,12 +25,15 @@ pub(super) struct Table {
 const FORM: u64 = 0x6b76_7469_6572_0001;
 const RECORDS: usize = PAGE / RECORD_BYTES;
 const HEADERS: u64 = 2;
-/// Pages read at once.
+/// Pages read and written at once.
 const STRETCH: usize = 256;
+/// Pages that changed are written together if no more than so many that did not lie between them: one
+/// write costs as much as a few pages more.
+const BETWEEN: u64 = 4;
 
 impl Table {
-    /// Opens the table, or begins a new one.
-    pub fn open(medium: &dyn Medium, layout: Layout) -> Result<Table, OpenError> {
+    /// Opens the table, or begins a new one. Says which.
+    pub fn open(medium: &dyn Medium, layout: Layout) -> Result<(Table, bool), OpenError> {
         let io = |what| move |source| OpenError::Io { what, source };
         let pages = HEADERS + u64::from(layout.slots).div_ceil(RECORDS as u64);
         let file = medium.open("table", pages * PAGE as u64).map_err(io("open the table"))?;
@@ -67,8 +55,7 @@ impl Table {
             None => table.clear(pages).map_err(io("clear the table"))?,
         }
         table.life += 1;
-        table.probe().map_err(io("write the table's header"))?;
-        Ok(table)
+        Ok((table, found.is_none()))
     }
 
     /// Without a header nothing says that the records are of this store.
@@ -87,6 +74,80 @@ impl Table {
     fn write_page(&self, page: u64) -> io::Result<()> {
         self.file.write(page * PAGE as u64, &[IoSlice::new(&self.page)])
     }
+
+    /// All records, by slot, in order.
+    pub fn load(&mut self) -> io::Result<Vec<(u32, Record)>> {
+        // As many as there may be: growing would copy them a few times over.
+        let mut records = Vec::with_capacity(self.layout.slots as usize);
+        let mut pages = Buffer::new(STRETCH * PAGE)?;
+        for first in (0..self.layout.slots).step_by(STRETCH * RECORDS) {
+            let left = (self.layout.slots - first) as usize;
+            let bytes = left.div_ceil(RECORDS).min(STRETCH) * PAGE;
+            self.file.read(place(first), &mut [IoSliceMut::new(&mut pages[..bytes])])?;
+            let slots = (first..self.layout.slots).zip(pages[..bytes].chunks(RECORD_BYTES));
+            records.extend(slots.filter_map(|(slot, bytes)| Some((slot, Record::decode(bytes, slot)?))));
+        }
+        Ok(records)
+    }
+
+    /// How often the store has been opened, this time included.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// This life comes after those that records are of: a header that was damaged may have taken the
+    /// last one with it.
+    pub fn live_after(&mut self, records: &[(u32, Record)]) {
+        let last = records.iter().map(|(_, r)| r.generation >> super::LIFE_SHIFT).max();
+        self.life = self.life.max(last.map_or(0, |life| life + 1));
+    }
+
+    /// Writes what is in slots now, in order; when it returns that cannot be lost any more. After an error any
+    /// of it may be written.
+    pub fn apply(&mut self, latest: &BTreeMap<u32, Option<Record>>) -> io::Result<()> {
+        let mut buffer = Buffer::new(STRETCH * PAGE)?;
+        let mut rest = latest.iter().peekable();
+        while let Some(&(&first, _)) = rest.peek() {
+            let (begin, mut end) = (place(first), place(first) + PAGE as u64);
+            let together = |slot: u32, end: u64| {
+                let after = place(slot) + PAGE as u64;
+                place(slot) <= end + BETWEEN * PAGE as u64 && after - begin <= (STRETCH * PAGE) as u64
+            };
+            let mut run = Vec::new();
+            while let Some((&slot, record)) = rest.next_if(|next| together(*next.0, end)) {
+                end = place(slot) + PAGE as u64;
+                run.push((slot, record));
+            }
+            let pages = &mut buffer[..(end - begin) as usize];
+            self.file.read(begin, &mut [IoSliceMut::new(pages)])?;
+            for (slot, record) in run {
+                let at = (place(slot) - begin) as usize + slot as usize % RECORDS * RECORD_BYTES;
+                let bytes = record.map_or([0; RECORD_BYTES], |r| r.encode(slot));
+                pages[at..at + RECORD_BYTES].copy_from_slice(&bytes);
+            }
+            self.file.write(begin, &[IoSlice::new(pages)])?;
+        }
+        self.file.sync()
+    }
+
+    /// Whether it can be written to, by trying: a header is written.
+    pub fn probe(&mut self) -> io::Result<()> {
+        self.page.fill(0);
+        let Layout { block_bytes, slots, segment_slots } = self.layout;
+        let fields = [FORM, self.life, block_bytes as u64, slots.into(), segment_slots.into()];
+        for (at, field) in fields.into_iter().enumerate() {
+            self.page[at * 8..at * 8 + 8].copy_from_slice(&field.to_le_bytes());
+        }
+        let sum = XxHash3_64::oneshot(&self.page[..40]);
+        self.page[40..48].copy_from_slice(&sum.to_le_bytes());
+        self.write_page(self.life % HEADERS)?;
+        self.file.sync()
+    }
+}
+
+/// Where the page with a slot is.
+fn place(slot: u32) -> u64 {
+    (HEADERS + u64::from(slot) / RECORDS as u64) * PAGE as u64
 }
 
 fn decode_header(page: &[u8]) -> Option<(u64, Layout)> {
@@ -99,57 +160,4 @@ fn decode_header(page: &[u8]) -> Option<(u64, Layout)> {
         segment_slots: u64_at(page, 32) as u32,
     };
     Some((u64_at(page, 8), layout))
-}
-
-impl Meta for Table {
-    fn life(&self) -> u64 {
-        self.life
-    }
-
-    fn load(&mut self) -> io::Result<Vec<(u32, Record)>> {
-        // As many as there may be: growing would copy them a few times over.
-        let mut records = Vec::with_capacity(self.layout.slots as usize);
-        let mut pages = Buffer::new(STRETCH * PAGE)?;
-        for first in (0..self.layout.slots).step_by(STRETCH * RECORDS) {
-            let left = (self.layout.slots - first) as usize;
-            let bytes = left.div_ceil(RECORDS).min(STRETCH) * PAGE;
-            let at = (HEADERS + u64::from(first) / RECORDS as u64) * PAGE as u64;
-            self.file.read(at, &mut [IoSliceMut::new(&mut pages[..bytes])])?;
-            let slots = (first..self.layout.slots).zip(pages[..bytes].chunks(RECORD_BYTES));
-            records.extend(slots.filter_map(|(slot, bytes)| Some((slot, Record::decode(bytes, slot)?))));
-        }
-        // A header that was damaged may have taken the last life with it.
-        let last = records.iter().map(|(_, r)| r.generation >> super::LIFE_SHIFT).max();
-        self.life = self.life.max(last.map_or(0, |life| life + 1));
-        Ok(records)
-    }
-
-    fn commit(&mut self, changes: &[(u32, Option<Record>)]) -> io::Result<()> {
-        let mut changes = changes.to_vec();
-        changes.sort_by_key(|c| c.0);
-        for of_page in changes.chunk_by(|a, b| a.0 / RECORDS as u32 == b.0 / RECORDS as u32) {
-            let page = HEADERS + u64::from(of_page[0].0) / RECORDS as u64;
-            self.read_page(page)?;
-            for (slot, record) in of_page {
-                let at = *slot as usize % RECORDS * RECORD_BYTES;
-                let bytes = record.map_or([0; RECORD_BYTES], |r| r.encode(*slot));
-                self.page[at..at + RECORD_BYTES].copy_from_slice(&bytes);
-            }
-            self.write_page(page)?;
-        }
-        self.file.sync()
-    }
-
-    fn probe(&mut self) -> io::Result<()> {
-        self.page.fill(0);
-        let Layout { block_bytes, slots, segment_slots } = self.layout;
-        let fields = [FORM, self.life, block_bytes as u64, slots.into(), segment_slots.into()];
-        for (at, field) in fields.into_iter().enumerate() {
-            self.page[at * 8..at * 8 + 8].copy_from_slice(&field.to_le_bytes());
-        }
-        let sum = XxHash3_64::oneshot(&self.page[..40]);
-        self.page[40..48].copy_from_slice(&sum.to_le_bytes());
-        self.write_page(self.life % HEADERS)?;
-        self.file.sync()
-    }
 }

@@ -214,9 +214,10 @@ fn crashes_among_all_other_faults_lead_to_no_wrong_byte() {
                     oracle.safe.clear();
                 }
                 1..=14 => {
-                    let names = ["segment-00000", "segment-00001", "segment-00002", "table"];
-                    let name = names[oracle.random.below(4) as usize];
-                    oracle.disk.harm(name, if name == "table" { PAGE } else { LAYOUT.block_bytes });
+                    let names = ["segment-00000", "segment-00001", "segment-00002", "table", "journal"];
+                    let name = names[oracle.random.below(5) as usize];
+                    let paged = name == "table" || name == "journal";
+                    oracle.disk.harm(name, if paged { PAGE } else { LAYOUT.block_bytes });
                 }
                 15 => oracle.disk.set(Faults {
                     write_fails: oracle.random.below(100),

@@ -11,9 +11,8 @@
 //! | `pins` | pool, pin | its end, then the blocks |
 //! | `node` | `life` | how often the catalogue was opened |
 //!
-//! Not in here is which block is in which slot: that table is read whole at every start, changes in
-//! place and has a fixed size, which speaks for a flat file (`kvd-benches records` is there to compare the two; it
-//! has not been run on a quiet machine).
+//! Not in here is which block is in which slot: that is read whole at every start, has a fixed size and its space
+//! reserved, and is in the store's own table and journal (`kvd-benches records` compares the two).
 //!
 //! Writes go to the log of RocksDB and so survive the process; [`Catalog::sync`] makes them survive
 //! the machine, once per group commit.
