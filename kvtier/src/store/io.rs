@@ -9,7 +9,8 @@ use hashbrown::hash_map::Entry;
 use super::StoreKey;
 use super::medium::{Buffer, PAGE, is_aligned};
 use super::record::Record;
-use super::store::{Get, Held, Place, Put, Read, State, Store, lock};
+use super::store::{Get, Held, Place, Put, Read, State, Stats, Store, lock};
+use super::table::Records;
 use crate::policy::BlockId;
 
 /// Blocks in a row are read and written together up to so many bytes.
@@ -140,35 +141,43 @@ impl State {
         self.index.get(&key.id()).filter(|held| held.key == key).map(|held| held.place)
     }
 
-    /// Takes over what the table says, by slot, and returns it.
-    pub fn restore(&mut self, slots: u32, mut found: Vec<(u32, Record)>) -> Vec<Record> {
-        self.index.reserve(found.len());
+    /// What is written down, by slot, and given piece by piece. Returns the records, too.
+    pub fn restored(slots: u32, pieces: impl IntoIterator<Item = Records>) -> (State, Vec<Record>) {
+        let mut this = State { stats: Stats { writable: true, ..Stats::default() }, ..State::default() };
+        // As many as there may be: growing would copy them a few times over. What is not used is no memory.
+        let mut found: Records = Vec::with_capacity(slots as usize);
         let mut twice = false;
-        for (slot, record) in &found {
-            let Record { key, generation, checksum, .. } = *record;
-            let place = Place { slot: *slot, generation, checksum };
-            match self.index.entry(key.id()) {
-                Entry::Vacant(entry) => drop(entry.insert(Held { key, place })),
-                // Of two copies, the newer: the older one was given up, and that was not written
-                // down.
-                Entry::Occupied(mut entry) => {
-                    twice = true;
-                    if entry.get().place.generation < generation {
-                        entry.insert(Held { key, place });
+        for records in pieces {
+            if this.index.is_empty() && !records.is_empty() {
+                this.index.reserve(slots as usize);
+            }
+            for (slot, record) in &records {
+                let Record { key, generation, checksum, .. } = *record;
+                let place = Place { slot: *slot, generation, checksum };
+                match this.index.entry(key.id()) {
+                    Entry::Vacant(entry) => drop(entry.insert(Held { key, place })),
+                    // Of two copies, the newer: the older one was given up, and that was not written
+                    // down.
+                    Entry::Occupied(mut entry) => {
+                        twice = true;
+                        if entry.get().place.generation < generation {
+                            entry.insert(Held { key, place });
+                        }
                     }
                 }
             }
+            found.extend(records);
         }
         if twice {
-            found.retain(|(slot, record)| self.place(record.key).is_some_and(|place| place.slot == *slot));
+            found.retain(|(slot, record)| this.place(record.key).is_some_and(|place| place.slot == *slot));
         }
         let mut used = found.iter().map(|f| f.0).peekable();
         for slot in 0..slots {
             if used.next_if_eq(&slot).is_none() {
-                self.slots.give(slot);
+                this.slots.give(slot);
             }
         }
-        found.into_iter().map(|(_, record)| record).collect()
+        (this, found.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Where the end of a chain was put.

@@ -14,8 +14,8 @@ use std::io;
 use super::journal::{Change, Journal};
 use super::medium::Medium;
 use super::record::Record;
-use super::table::Table;
-use super::{Layout, OpenError};
+use super::table::{Records, Table};
+use super::{LIFE_SHIFT, Layout, OpenError};
 
 /// See the module.
 #[derive(Debug)]
@@ -25,25 +25,35 @@ pub(super) struct Meta {
 }
 
 impl Meta {
-    /// Opens what is there, or begins anew. Returns all records, by slot, in order.
-    pub fn open(medium: &dyn Medium, layout: Layout) -> Result<(Meta, Vec<(u32, Record)>), OpenError> {
+    /// Opens what is there, or begins anew. Gives all records away, by slot, in order, as they are read.
+    pub fn open(
+        medium: &dyn Medium,
+        layout: Layout,
+        mut each: impl FnMut(Records),
+    ) -> Result<Meta, OpenError> {
         let io = |what| move |source| OpenError::Io { what, source };
         let (mut table, is_new) = Table::open(medium, layout)?;
         let mut journal = Journal::open(medium, layout.slots).map_err(io("open the journal"))?;
         if is_new {
             journal.clear().map_err(io("clear the journal"))?;
         }
-        let mut records = table.load().map_err(io("read the table"))?;
         let latest: BTreeMap<u32, Option<Record>> =
             journal.read().map_err(io("read the journal"))?.into_iter().collect();
-        if !latest.is_empty() {
-            records.retain(|(slot, _)| !latest.contains_key(slot));
-            records.extend(latest.into_iter().filter_map(|(slot, record)| Some((slot, record?))));
-            records.sort_unstable_by_key(|record| record.0);
-        }
-        table.live_after(&records);
+        let mut last = None;
+        let read = table.load(|slots, mut records| {
+            let mut newer = latest.range(slots).peekable();
+            if newer.peek().is_some() {
+                records.retain(|(slot, _)| !latest.contains_key(slot));
+                records.extend(newer.filter_map(|(slot, record)| Some((*slot, (*record)?))));
+                records.sort_unstable_by_key(|record| record.0);
+            }
+            last = last.max(records.iter().map(|(_, record)| record.generation >> LIFE_SHIFT).max());
+            each(records);
+        });
+        read.map_err(io("read the table"))?;
+        last.into_iter().for_each(|last| table.live_after(last));
         table.probe().map_err(io("write the table's header"))?;
-        Ok((Meta { table, journal }, records))
+        Ok(Meta { table, journal })
     }
 
     /// How often the store has been opened, this time included.

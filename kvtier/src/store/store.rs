@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use hashbrown::HashMap;
 
@@ -98,7 +100,7 @@ pub(super) struct Held {
 }
 
 /// What changes, under one lock that is never held during I/O.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct State {
     /// By short name, which is unique as good as certainly; the whole name is compared all the same.
     pub index: HashMap<BlockId, Held>,
@@ -160,7 +162,18 @@ impl Store {
         if layout.block_bytes == 0 || layout.slots == 0 || layout.segment_slots == 0 {
             return Err(OpenError::Empty { layout });
         }
-        let (meta, found) = Meta::open(medium, layout)?;
+        // Before the segments: files of a store with another layout are left as they are.
+        // Whoever reads need not wait for whoever makes the index.
+        let (meta, (mut state, records)) = thread::scope(|scope| {
+            let (read, to_index) = sync_channel(8);
+            let indexing = scope.spawn(move || State::restored(layout.slots, to_index));
+            let meta = Meta::open(medium, layout, |records| {
+                read.send(records).expect("it takes all that there are")
+            });
+            drop(read);
+            let indexed = indexing.join().expect("no thread panics");
+            Ok((meta?, indexed))
+        })?;
         let io = |what| move |source| OpenError::Io { what, source };
         let mut segments = Vec::new();
         let slot_bytes = layout.block_bytes.next_multiple_of(PAGE) as u64;
@@ -169,16 +182,7 @@ impl Store {
             let segment = medium.open(&format!("segment-{at:05}"), u64::from(slots) * slot_bytes);
             segments.push(segment.map_err(io("open a segment"))?);
         }
-        let mut state = State {
-            index: HashMap::new(),
-            slots: Slots::default(),
-            pending: BTreeMap::new(),
-            held_back: BTreeMap::new(),
-            ends: HashMap::new(),
-            generation: meta.life() << LIFE_SHIFT,
-            stats: Stats { writable: true, ..Stats::default() },
-        };
-        let records = state.restore(layout.slots, found);
+        state.generation = meta.life() << LIFE_SHIFT;
         let (state, meta) = (Mutex::new(state), Mutex::new(meta));
         let spare = Mutex::default();
         Ok((Store { layout, segments, state, meta, spare, owned: None }, records))

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::ops::Range;
 
 use twox_hash::XxHash3_64;
 
 use super::medium::{Buffer, Medium, PAGE, Segment};
 use super::record::{RECORD_BYTES, Record, u64_at};
 use super::{Layout, OpenError};
+
+/// Slots and what is in them.
+pub(super) type Records = Vec<(u32, Record)>;
 
 /// Records in a file, each in the place of its slot. Two headers take turns, so that one is whole
 /// whenever the writing of the other was cut short.
@@ -75,19 +79,19 @@ impl Table {
         self.file.write(page * PAGE as u64, &[IoSlice::new(&self.page)])
     }
 
-    /// All records, by slot, in order.
-    pub fn load(&mut self) -> io::Result<Vec<(u32, Record)>> {
-        // As many as there may be: growing would copy them a few times over.
-        let mut records = Vec::with_capacity(self.layout.slots as usize);
+    /// Reads all records, by slot, and gives them away a stretch of slots at a time, in order.
+    pub fn load(&self, mut each: impl FnMut(Range<u32>, Records)) -> io::Result<()> {
         let mut pages = Buffer::new(STRETCH * PAGE)?;
         for first in (0..self.layout.slots).step_by(STRETCH * RECORDS) {
-            let left = (self.layout.slots - first) as usize;
-            let bytes = left.div_ceil(RECORDS).min(STRETCH) * PAGE;
+            let slots = first..self.layout.slots.min(first + (STRETCH * RECORDS) as u32);
+            let bytes = slots.len().div_ceil(RECORDS) * PAGE;
             self.file.read(place(first), &mut [IoSliceMut::new(&mut pages[..bytes])])?;
-            let slots = (first..self.layout.slots).zip(pages[..bytes].chunks(RECORD_BYTES));
-            records.extend(slots.filter_map(|(slot, bytes)| Some((slot, Record::decode(bytes, slot)?))));
+            let mut records = Vec::with_capacity(slots.len());
+            let read = slots.clone().zip(pages[..bytes].chunks(RECORD_BYTES));
+            records.extend(read.filter_map(|(slot, bytes)| Some((slot, Record::decode(bytes, slot)?))));
+            each(slots, records);
         }
-        Ok(records)
+        Ok(())
     }
 
     /// How often the store has been opened, this time included.
@@ -95,11 +99,9 @@ impl Table {
         self.life
     }
 
-    /// This life comes after those that records are of: a header that was damaged may have taken the
-    /// last one with it.
-    pub fn live_after(&mut self, records: &[(u32, Record)]) {
-        let last = records.iter().map(|(_, r)| r.generation >> super::LIFE_SHIFT).max();
-        self.life = self.life.max(last.map_or(0, |life| life + 1));
+    /// This life comes after `last`, that of a record: a header that was damaged may have taken it with it.
+    pub fn live_after(&mut self, last: u64) {
+        self.life = self.life.max(last + 1);
     }
 
     /// Writes what is in slots now, in order; when it returns that cannot be lost any more. After an error any
