@@ -16,6 +16,7 @@ pub mod hints;
 pub mod ingest;
 pub mod liveness;
 pub mod metrics;
+mod nodes;
 pub mod outcome;
 pub mod peers;
 pub mod publisher;

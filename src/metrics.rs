@@ -486,6 +486,14 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_plans_stale_total", "Plans whose source lost what was to be read.", |s| {
         tallied(s, |t| t.stale)
     }),
+    gauge("kvd_transfer_holds", "Transfers for which blocks are pinned in tiers of nodes.", |s| {
+        s.service.transfers().map_or(0.0, |t| t.held() as f64)
+    }),
+    counter(
+        "kvd_transfer_holds_failed_total",
+        "Transfers for which not all was pinned that their plans count on in tiers of nodes.",
+        |s| s.service.transfers().map_or(0.0, |t| t.holds_failed() as f64),
+    ),
     counter("kvd_transfers_adopted_total", "Transfers taken over from their token.", |s| {
         tallied(s, |t| t.adopted)
     }),

@@ -1,7 +1,7 @@
 //! What will an engine have to wait for, because its node has it below RAM?
 
 use crate::forest::pin;
-use crate::reach::Tiers;
+use crate::reach::{Tiers, Wanted};
 use crate::types::{Below, HolderId, Query};
 use crate::walk::walk_with;
 use crate::{Index, in_blocks};
@@ -11,10 +11,20 @@ impl Index {
     /// disk or in shared storage, or another node in RAM or on disk: by the engines' own hashes, root
     /// first, at most `most` for each engine and place. What is within the node's own reach comes first.
     pub fn below(&self, query: &Query<'_>, engines: &[HolderId], most: usize) -> Vec<Below> {
+        self.noted(query, engines, Wanted::Below, most)
+    }
+
+    /// Blocks of a prompt that `engines` do not have on their devices, but their nodes in RAM or on disk, as
+    /// [`below`](Self::below).
+    pub fn within(&self, query: &Query<'_>, engines: &[HolderId], most: usize) -> Vec<Below> {
+        self.noted(query, engines, Wanted::Within, most)
+    }
+
+    fn noted(&self, query: &Query<'_>, engines: &[HolderId], wanted: Wanted, most: usize) -> Vec<Below> {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else { return Vec::new() };
         let seats = pool.seats();
-        let Some(tiers) = Tiers::of(&seats).noting() else { return Vec::new() };
+        let Some(tiers) = Tiers::of(&seats).noting(wanted) else { return Vec::new() };
         walk_with(&pool, &seats, query, &pin(), &tiers);
         let mut of_engine: Vec<Below> = Vec::new();
         for Below { engine, tiers, at, mut hashes } in tiers.noted() {
@@ -87,6 +97,31 @@ mod tests {
         index.detach(n1);
         assert_eq!(index.below(&query, &[a, b], 9), [below(n2, &[13, 14])]);
         assert_eq!(index.below(&query, &[b], 1)[0].hashes, hashes(&[13]));
+    }
+
+    #[test]
+    fn what_an_engine_would_load_from_its_node_is_told_apart_from_what_it_has() {
+        let index = Index::new(IndexConfig::default());
+        let query = Query::new("default", "m", Prompt::tokens(&TOKENS));
+        let b = attach(&index, "b", "n2", false);
+        compute(&index, b, &[11, 12, 13, 14]);
+        let n2 = attach(&index, "n2", "n2", true);
+        offload(&index, n2, Tier::Cpu, &[11, 12]);
+        offload(&index, n2, Tier::Disk, &[13]);
+        assert_eq!(index.within(&query, &[b], 9), [], "it has them on its device");
+        let mut restart = BatchBuilder::new(0.0, None);
+        restart.cleared(None);
+        index.apply(b, &restart.build());
+        compute(&index, b, &[11]);
+        let within = Below { engine: b, tiers: n2, at: n2, hashes: hashes(&[12, 13]) };
+        assert_eq!(index.within(&query, &[b], 9), [within]);
+        let by_tier = |answer: crate::Answer| {
+            let score = answer.scores.iter().find(|score| score.holder == b).map(|score| score.by_tier);
+            score.expect("attached")
+        };
+        assert_eq!(by_tier(index.query(&query))[Tier::Cpu as usize], 2);
+        assert_eq!(by_tier(index.query_own(&query))[Tier::Cpu as usize], 0);
+        assert!(index.has_tiers("default", "m") && !index.has_tiers("default", "other"));
     }
 
     #[test]

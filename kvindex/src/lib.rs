@@ -67,7 +67,8 @@ pub use types::*;
 
 use announce::Announcements;
 use forest::pin;
-use pool::{Member, Pool};
+use pool::{Member, Pool, Seat};
+use reach::Tiers;
 use score::{Terms, score};
 
 /// Limits of an index.
@@ -232,13 +233,27 @@ impl Index {
 
     /// How much of a prompt each candidate holds.
     pub fn query(&self, query: &Query<'_>) -> Answer {
+        self.query_with(query, |seats| Tiers::of(seats))
+    }
+
+    /// The same without what candidates reach in tiers of nodes: what they hold themselves.
+    pub fn query_own(&self, query: &Query<'_>) -> Answer {
+        self.query_with(query, |_| Tiers::none())
+    }
+
+    /// Whether tiers of nodes are attached for a model.
+    pub fn has_tiers(&self, tenant: &str, model: &str) -> bool {
+        self.pool(tenant, model).is_some_and(|pool| pool.seats().iter().any(reach::is_tiers))
+    }
+
+    fn query_with(&self, query: &Query<'_>, tiers: impl for<'s> Fn(&'s [Seat]) -> Tiers<'s>) -> Answer {
         let query = &in_blocks(query);
         let Some(pool) = self.pool(query.tenant, query.model) else {
             return Answer { unknown_model: true, ..Answer::default() };
         };
         let guard = pin();
         let seats = pool.seats();
-        let walk = walk::walk(&pool, &seats, query, &guard);
+        let walk = walk::walk_with(&pool, &seats, query, &guard, &tiers(&seats));
         drop(guard);
         let suspects = doubt::Suspects::of(&walk.columns);
         let mut scores: Vec<Score> = walk

@@ -30,8 +30,17 @@ pub(crate) struct Tiers<'s> {
     all: SmallVec<[&'s Member; 4]>,
     /// Whether some have blocks that stand in no forest.
     odd: bool,
-    /// What candidates would have to wait for, where that is wanted.
-    below: Option<RefCell<Vec<Below>>>,
+    /// What is noted of candidates, and the notes.
+    notes: Option<(Wanted, RefCell<Vec<Below>>)>,
+}
+
+/// Which blocks are noted of a candidate, that are not on its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Those that its node would have to bring up to RAM.
+    Below,
+    /// Those that its node has in RAM or on disk.
+    Within,
 }
 
 /// What they have of one prompt in one hash domain.
@@ -52,17 +61,22 @@ impl<'s> Tiers<'s> {
         let tiers = seats.iter().filter(|seat| is_tiers(seat) && seat.member.suspect_of.is_none());
         let all: SmallVec<[&Member; 4]> = tiers.map(|seat| &*seat.member).collect();
         let odd = all.iter().any(|member| member.odd.load(Ordering::Acquire));
-        Tiers { all, odd, below: None }
+        Tiers { all, odd, notes: None }
     }
 
-    /// Notes what candidates would have to wait for. `None` where there are no tiers.
-    pub fn noting(self) -> Option<Tiers<'s>> {
-        (!self.all.is_empty()).then(|| Tiers { below: Some(RefCell::default()), ..self })
+    /// As if there were none.
+    pub fn none() -> Tiers<'s> {
+        Tiers { all: SmallVec::new(), odd: false, notes: None }
+    }
+
+    /// Notes what is wanted of candidates. `None` where there are no tiers.
+    pub fn noting(self, wanted: Wanted) -> Option<Tiers<'s>> {
+        (!self.all.is_empty()).then(|| Tiers { notes: Some((wanted, RefCell::default())), ..self })
     }
 
     /// What was noted.
     pub fn noted(self) -> Vec<Below> {
-        self.below.map(RefCell::into_inner).unwrap_or_default()
+        self.notes.map(|(_, notes)| notes.into_inner()).unwrap_or_default()
     }
 
     pub fn found(&self) -> Found<'_, 's> {
@@ -84,7 +98,7 @@ impl Found<'_, '_> {
                 self.runs[at].add(step.from + from - lo, step.from + to - lo, plane.mask());
             }
         });
-        if self.tiers.odd || self.tiers.below.is_some() {
+        if self.tiers.odd || self.tiers.notes.is_some() {
             let names = forest.names(step.look);
             let along = names.get(lo as usize..hi as usize).unwrap_or_default();
             self.names.extend((step.from..).zip(along.iter().copied()));
@@ -115,13 +129,37 @@ impl Found<'_, '_> {
         }
     }
 
-    /// Notes which blocks a candidate's node is to bring up: those that are neither in its RAM nor on the
-    /// candidate's device, and that it or another node has.
+    /// Notes what is wanted of a candidate whose node has tiers.
     fn note(&self, column: &Column<'_>) {
-        let Some(below) = &self.tiers.below else { return };
+        let Some((wanted, notes)) = &self.tiers.notes else { return };
         let node = &column.member.spec.node;
         let is_own = |member: &Member| node.is_some() && *node == member.spec.node;
         let Some(own) = self.tiers.all.iter().position(|member| is_own(member)) else { return };
+        let noted = match wanted {
+            Wanted::Below => self.below(column, own),
+            Wanted::Within => vec![(own, self.within(column, own))],
+        };
+        for (at, names) in noted.into_iter().filter(|(_, names)| !names.is_empty()) {
+            let hashes = names.into_iter().map(|(_, name)| EngineHash(name)).collect();
+            let (tiers, at) = (self.tiers.all[own].id, self.tiers.all[at].id);
+            notes.borrow_mut().push(Below { engine: column.member.id, tiers, at, hashes });
+        }
+    }
+
+    /// What the node with tiers `own` has in RAM or on disk and the candidate not on its device: place in the
+    /// prompt and name.
+    fn within(&self, column: &Column<'_>, own: usize) -> Vec<(u32, u64)> {
+        let has = |&(at, _): &(u32, u64)| {
+            let held = self.runs[own].at(at);
+            (held.has_tier(Tier::Cpu) || held.has_tier(Tier::Disk)) && !column.runs.at(at).has_tier(Tier::Gpu)
+        };
+        self.names.iter().copied().filter(has).collect()
+    }
+
+    /// Which blocks a candidate's node is to bring up, and from which tiers: those that are neither in its RAM nor
+    /// on the candidate's device, and that it or another node has.
+    fn below(&self, column: &Column<'_>, own: usize) -> Vec<(usize, Vec<(u32, u64)>)> {
+        let is_own = |member: &Member| self.tiers.all[own].spec.node == member.spec.node;
         let (mut here, mut elsewhere) = (Vec::new(), Vec::new());
         for &(at, name) in &self.names {
             let held = self.runs[own].at(at);
@@ -150,11 +188,7 @@ impl Found<'_, '_> {
         here.extend(elsewhere.into_iter().filter(|(at, _)| self.runs[own].at(*at).has_tier(Tier::Shared)));
         here.sort_by_key(|(at, _)| *at);
         noted.insert(0, (own, here));
-        for (at, names) in noted.into_iter().filter(|(_, names)| !names.is_empty()) {
-            let hashes = names.into_iter().map(|(_, name)| EngineHash(name)).collect();
-            let (tiers, at) = (self.tiers.all[own].id, self.tiers.all[at].id);
-            below.borrow_mut().push(Below { engine: column.member.id, tiers, at, hashes });
-        }
+        noted
     }
 
     fn look_up_names(&mut self, pool: &Pool) {

@@ -215,6 +215,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // Answering goes on meanwhile: whoever asks is told that nothing is certain yet.
     let restoring = tokio::spawn(restore(Arc::clone(&service), files, config.snapshot.every));
     let hinting = tokio::spawn(kvd::hints::run(Arc::clone(&service)));
+    let holding = tokio::spawn({
+        let service = Arc::clone(&service);
+        async move { service.keep_holds().await }
+    });
     let discovering = tokio::spawn(discovery::run(Arc::clone(&service), config.discovery, cluster));
     // These end with the process.
     tokio::spawn(guard.keep_current());
@@ -243,6 +247,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     watching.abort();
     speaking.abort();
     hinting.abort();
+    holding.abort();
     discovering.abort();
     service.set_ready(false);
     stop.send_replace(true);

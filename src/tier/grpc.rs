@@ -275,6 +275,22 @@ impl TierService for TierApi {
         }))
     }
 
+    async fn hold(&self, request: Request<kv::HoldRequest>) -> Result<Response<kv::HoldResponse>, Status> {
+        let request = request.into_inner();
+        check_count("hashes", request.hashes.len())?;
+        let holding = self.node.hold(&request.model, &request.hashes, ttl(request.ttl_ms)?);
+        let holding = holding.map_err(refused_pin)?;
+        let sizes = self.node.usage();
+        let pin = |(pool, pin): (PoolId, PinId)| kv::PinRef {
+            block_bytes: sizes.get(pool.0 as usize).map_or(0, |usage| usage.block_bytes as u64),
+            id: pin.0,
+        };
+        Ok(Response::new(kv::HoldResponse {
+            pins: holding.pins.into_iter().map(pin).collect(),
+            held: holding.held,
+        }))
+    }
+
     async fn evict(&self, request: Request<kv::EvictRequest>) -> Result<Response<kv::EvictResponse>, Status> {
         let (pools, chains) = self.keys(request.into_inner().blocks)?;
         let each = pools.iter().flat_map(|pool| chains.iter().map(move |chain| (*pool, chain)));

@@ -1,12 +1,13 @@
 //! Blocks that will be asked for soon, as somebody says who knows 64 bits of their names.
 //!
 //! A hint is a wish: blocks that are not known are left out, and it takes at most half of RAM, so that
-//! no number of hints keeps engines from being served.
+//! no number of hints keeps engines from being served. To hold blocks is a promise: they are pinned where they
+//! are, and it is said how many.
 
 use super::api::PoolId;
 use super::node::Node;
 use super::pool::Pool;
-use crate::policy::{BlockId, Tier};
+use crate::policy::{BlockId, PinError, PinId, Tier};
 use crate::slot::lock;
 
 /// What hints came to.
@@ -20,6 +21,16 @@ pub struct Hinted {
     pub copied: u64,
     /// Blocks that are not, because hints had their part of RAM.
     pub refused: u64,
+}
+
+/// What is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Pins, and the pools they are in.
+    pub pins: Vec<(PoolId, PinId)>,
+    /// Hashes whose blocks are pinned. Where they are there under several fingerprints, as ranks have them: under that
+    /// which has least.
+    pub held: u64,
 }
 
 impl Node {
@@ -53,6 +64,41 @@ impl Node {
         all.copied += hinted.copied;
         all.refused += hinted.refused;
         hinted
+    }
+
+    /// Pins the blocks of a model's chain where they are for `ttl` ms; `hashes` are the 64 bits that events call them
+    /// by, root first. What is not here is left out, and so is all after it under the same fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError`] where nothing is pinned.
+    pub fn hold(&self, model: &str, hashes: &[u64], ttl: u64) -> Result<Holding, PinError> {
+        let (mut holding, mut held) = (Holding::default(), None);
+        for fingerprint in self.fingerprints(model) {
+            for (at, (pool, _)) in self.all().into_iter().enumerate() {
+                let chain = pool.meant(fingerprint, hashes, &mut vec![false; hashes.len()]);
+                if chain.is_empty() {
+                    continue;
+                }
+                let id = PoolId(at as u32);
+                match self.pin_and_write(id, &chain, ttl) {
+                    Ok(pin) => {
+                        let count = lock(&pool.state).planner.pinned(pin).min(hashes.len()) as u64;
+                        held = Some(held.map_or(count, |held: u64| held.min(count)));
+                        holding.pins.push((id, pin));
+                    }
+                    Err(error) => {
+                        // All of it or nothing: who asked gets no numbers to take these back by.
+                        for (pool, pin) in holding.pins {
+                            let _ = self.take_pin_back(pool, pin);
+                        }
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        holding.held = held.unwrap_or(0);
+        Ok(holding)
     }
 
     /// What all hints came to.

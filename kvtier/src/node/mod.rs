@@ -42,7 +42,7 @@ mod wire;
 
 pub use api::{Loads, OwnersFull, PoolError, PoolId, Stored, Tiers, Where};
 pub use catalog::CatalogError;
-pub use hints::Hinted;
+pub use hints::{Hinted, Holding};
 pub use jobs::Progress;
 pub(crate) use lend::Lacking;
 pub use memory::MemoryTiers;

@@ -8,14 +8,14 @@ use kvproto::rpc::kv;
 use serde_json::{Map, Value};
 
 use crate::serve::AskError;
-use crate::transfer::ledger::{Enforcement, Millis, Notice, Record, State};
+use crate::transfer::ledger::{Enforcement, Notice, Record, State};
 use crate::transfer::types::{
     Artefacts, Choice, Connector, Decision, Distance, Endpoint, Estimate, Leg, LegKind, Place, Purpose,
     Reason, Roles, Wire,
 };
 
-/// A record as callers see it.
-pub(super) fn transfer(record: &Record, now: Millis) -> kv::Transfer {
+/// A record as callers see it, and who keeps what it counts on.
+pub(super) fn transfer(record: &Record, by: Enforcement) -> kv::Transfer {
     let live = record.live();
     kv::Transfer {
         transfer_id: record.id.to_string(),
@@ -32,7 +32,7 @@ pub(super) fn transfer(record: &Record, now: Millis) -> kv::Transfer {
         state_deadline_at_ms: if live { record.deadline } else { 0 },
         overall_deadline_at_ms: record.overall,
         lease_ends_at_ms: record.lease_ends.unwrap_or(0),
-        enforcement: enforcement(record.enforcement(now)).into(),
+        enforcement: enforcement(by).into(),
         cause: record.cause.map(|c| c.name().to_owned()).unwrap_or_default(),
         stale: record.stale.is_some(),
         recovered: record.recovered,

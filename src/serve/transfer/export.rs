@@ -1,6 +1,7 @@
 //! Transfers as rows of metrics, see [`crate::metrics`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Spread, Transfers, connector_name, decision_name, reason_name};
 use crate::serve::Histogram;
@@ -111,21 +112,18 @@ impl Transfers {
 
     /// Bytes that pods keep for live transfers, by who sees to it.
     pub(crate) fn pinned(&self) -> Vec<Row> {
-        let now = self.now();
         let mut pinned: BTreeMap<(String, &str), u64> = BTreeMap::new();
-        self.book(|book| {
-            for record in book.records().filter(|r| r.live()) {
-                let enforcement = match record.enforcement(now) {
-                    Enforcement::Advisory => "advisory",
-                    Enforcement::EngineAcked => "engine_acked",
-                    Enforcement::Enforced => "enforced",
-                };
-                for leg in &record.choice.legs {
-                    *pinned.entry((leg.from.instance.to_string(), enforcement)).or_default() +=
-                        leg.pinned_bytes;
-                }
+        let live: Vec<_> = self.book(|book| book.records().filter(|r| r.live()).map(Arc::clone).collect());
+        for record in live {
+            let enforcement = match self.enforcement(&record) {
+                Enforcement::Advisory => "advisory",
+                Enforcement::EngineAcked => "engine_acked",
+                Enforcement::Enforced => "enforced",
+            };
+            for leg in &record.choice.legs {
+                *pinned.entry((leg.from.instance.to_string(), enforcement)).or_default() += leg.pinned_bytes;
             }
-        });
+        }
         let each = pinned.into_iter().map(|((pod, enforcement), bytes)| {
             row(vec![("instance", pod), ("enforcement", enforcement.to_owned())], bytes as f64)
         });

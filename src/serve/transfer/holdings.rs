@@ -1,5 +1,6 @@
 //! What does each pod hold of the prompt, and what else does a plan depend on?
 
+use kvindex::HolderId;
 use kvproto::Tier;
 use rustc_hash::FxHashMap;
 
@@ -10,6 +11,7 @@ use super::{TransferError, Transfers, convert};
 use crate::publisher::PublisherState;
 use crate::serve::prompt::PromptKey;
 use crate::serve::{Service, endpoint};
+use crate::transfer::ledger::Record;
 use crate::transfer::types::{Candidate, Choice, Endpoint, Held, LegKind, Load, Question, Roles};
 
 /// Pods that may be used, with what the index knows of them.
@@ -21,6 +23,7 @@ pub(super) struct Asked {
 /// What the index knows of a pod.
 #[derive(Clone, Copy, Default)]
 struct Known {
+    holder: Option<HolderId>,
     held: Held,
     block_size: u32,
     dead: bool,
@@ -30,8 +33,15 @@ struct Pod {
     endpoint: Endpoint,
     said: Described,
     load: Load,
-    held: Held,
-    block_size: u32,
+    known: Known,
+}
+
+/// A pod of a plan, and what that counts on there.
+pub(super) struct TakingPart {
+    pub holder: Option<HolderId>,
+    pub block_size: u32,
+    /// Tokens of the prompt that its engine is to find, on its device or below.
+    pub cached: u32,
 }
 
 /// Pods that are not to be used, because that has just failed.
@@ -44,10 +54,20 @@ pub(super) struct Without {
 }
 
 impl Asked {
+    /// Pods that take part in a transfer, each once.
+    pub fn taking_part(&self, record: &Record) -> impl Iterator<Item = TakingPart> {
+        let all = self.pods.iter().filter(|pod| record.touches(&pod.endpoint));
+        all.map(|Pod { known: Known { holder, block_size, held, .. }, .. }| TakingPart {
+            holder: *holder,
+            block_size: *block_size,
+            cached: held.cached.max(held.cpu_alone),
+        })
+    }
+
     /// What `choice` wants to read before anything is computed.
     pub fn source(&self, choice: &Choice) -> Option<Source> {
         let leg = choice.legs.iter().find(|l| l.kind == LegKind::Pull)?;
-        let held = |e: &Endpoint| self.pods.iter().find(|p| p.endpoint == *e).map(|p| p.held);
+        let held = |e: &Endpoint| self.pods.iter().find(|p| p.endpoint == *e).map(|p| p.known.held);
         let has = in_tier(&held(&leg.from)?, leg.tier);
         let lacks_from = held(&leg.to).map_or(0, |h| h.cached);
         let tokens = has.min(lacks_from.saturating_add(leg.tokens).max(leg.tokens));
@@ -93,6 +113,7 @@ impl Service {
             }
         };
         let prompt_tokens = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
+        let own = self.held_by_themselves(ask, &names)?;
         let mut known = FxHashMap::default();
         for (score, view) in answer.answer.scores.iter().zip(&answer.holders) {
             let tokens = |blocks: u32| blocks.saturating_mul(score.block_size).min(prompt_tokens);
@@ -103,14 +124,39 @@ impl Service {
                 disk,
                 shared,
                 cached: u32::try_from(score.cached_tokens).unwrap_or(u32::MAX).min(prompt_tokens),
-                cpu_alone: tokens(score.by_tier[Tier::Cpu as usize]),
+                // What a node has below its engines no engine gives to another.
+                cpu_alone: tokens(own.as_ref().map_or(score.by_tier[Tier::Cpu as usize], |own| {
+                    own.get(&score.holder).copied().unwrap_or(0)
+                })),
                 fresh: view.freshness.state == PublisherState::Live && view.freshness.complete,
             };
             let endpoint = Endpoint { instance: view.instance().into(), rank: view.spec.rank };
             let dead = view.freshness.state == PublisherState::Dead;
-            known.insert(endpoint, Known { held, block_size: score.block_size, dead });
+            let holder = Some(score.holder);
+            known.insert(endpoint, Known { holder, held, block_size: score.block_size, dead });
         }
         Ok(Asked { pods: self.joined(ask, known), prompt_tokens })
+    }
+
+    /// Blocks of the prompt that each engine has in host memory of its own, where nodes have tiers below them.
+    fn held_by_themselves(
+        &self,
+        ask: &PlanAsk,
+        names: &[&str],
+    ) -> Result<Option<FxHashMap<HolderId, u32>>, TransferError> {
+        if !self.index.has_tiers(&ask.tenant, &ask.model) {
+            return Ok(None);
+        }
+        let answer = ask.prompt.lend(|prompt| {
+            let query = kvindex::Query {
+                block_size: ask.prompt.block_size,
+                instances: names,
+                ..kvindex::Query::new(&ask.tenant, &ask.model, prompt)
+            };
+            self.prepared(&query, |q| self.index.query_own(q))
+        })?;
+        let own = answer.scores.iter().map(|score| (score.holder, score.by_tier[Tier::Cpu as usize]));
+        Ok(Some(own.collect()))
     }
 
     /// Joins what was said of pods to what the index knows of them. Who is taken for dead is left out, but
@@ -122,9 +168,9 @@ impl Service {
             let mut pods: Vec<Pod> = known
                 .into_iter()
                 .filter(|(_, known)| !known.dead)
-                .map(|(endpoint, Known { held, block_size, .. })| {
+                .map(|(endpoint, known)| {
                     let said = said_of(&endpoint);
-                    Pod { endpoint, said, load: Load::default(), held, block_size }
+                    Pod { endpoint, said, load: Load::default(), known }
                 })
                 .collect();
             // A plan has to depend on the question alone, not on a table's order.
@@ -132,13 +178,13 @@ impl Service {
             return pods;
         }
         let each = ask.pods.iter().map(|(endpoint, said, load)| {
-            let Known { held, block_size, dead } = known.get(endpoint).copied().unwrap_or_default();
+            let known = known.get(endpoint).copied().unwrap_or_default();
             let mut said = said.clone().or(said_of(endpoint));
-            if dead {
+            if known.dead {
                 let decode = said.roles.is_none_or(|r| r.decode);
                 said.roles = Some(Roles { prefill: false, decode, source: false });
             }
-            Pod { endpoint: endpoint.clone(), said, load: *load, held, block_size }
+            Pod { endpoint: endpoint.clone(), said, load: *load, known }
         });
         each.collect()
     }
@@ -159,8 +205,8 @@ impl Transfers {
                 class: pod.said.class.clone(),
                 place: pod.said.place.clone(),
                 wire: pod.said.wire.clone(),
-                held: pod.held,
-                block_size: pod.block_size,
+                held: pod.known.held,
+                block_size: pod.known.block_size,
                 load: pod.load,
                 reserved: reserved.pod(&pod.endpoint),
             })
@@ -210,7 +256,7 @@ impl Service {
                     speculative: false,
                     weights: self.weights,
                 },
-                |q| self.index.query(q),
+                |q| self.index.query_own(q),
             )
         });
         let answer = answer.ok()?;

@@ -48,9 +48,8 @@ impl Service {
         let more = found.len() > limit as usize;
         found.truncate(limit as usize);
         let last = found.last().filter(|_| more).map(|r| format!("{}.{}", r.planned_at, r.id));
-        let now = transfers.now();
         Ok(kv::ListTransfersResponse {
-            transfers: found.iter().map(|r| convert::transfer(r, now)).collect(),
+            transfers: found.iter().map(|r| convert::transfer(r, transfers.enforcement(r))).collect(),
             next_page_token: last.unwrap_or_default(),
         })
     }

@@ -6,6 +6,7 @@
 //! http/ ─┘   report   └ Book ─▶ settle ─▶ Committer, watchers, tally
 //!                        ▲
 //!                     follow: time, and what the index saw of the pods
+//!                     holds: what plans count on in tiers of nodes
 //! ```
 //!
 //! Both transports speak the messages of `kv.v1.TransferService`; rules live here and in
@@ -19,6 +20,7 @@ pub(crate) mod export;
 mod follow;
 mod forward;
 mod holdings;
+mod holds;
 mod inspect;
 mod links;
 mod plan;
@@ -54,6 +56,7 @@ use crate::transfer::token::Signer;
 use crate::transfer::types::{Caps, Lesson};
 use follow::Seen;
 use forward::Peers;
+use holds::Holds;
 use pods::Pods;
 use prompts::Prompts;
 
@@ -116,6 +119,7 @@ pub struct Transfers {
     plans: Arc<dyn Plans>,
     pods: RwLock<Pods>,
     prompts: Mutex<Prompts>,
+    holds: Holds,
     seen: Mutex<Seen>,
     peers: Peers,
     news: broadcast::Sender<Arc<News>>,
@@ -163,6 +167,7 @@ impl Transfers {
             plans,
             pods: RwLock::default(),
             prompts: Mutex::new(Prompts::new(config.prompt_bytes)),
+            holds: Holds::default(),
             seen: Mutex::default(),
             peers: Peers::new(&config.replicas, config.forward_timeout, dialer),
             news: broadcast::Sender::new(WATCH_BUFFER),

@@ -265,6 +265,7 @@ impl Service {
             let (taken, ticket) = transfers.change(|book, out| book.plan(record, now, out));
             match taken {
                 Ok(record) => {
+                    self.hold(ask, &asked, &record);
                     return Ok((Planned { record: Some(record), plan, repeated: false }, ticket));
                 }
                 Err(not) => {
@@ -352,7 +353,7 @@ impl Transfers {
     pub(super) fn answer(&self, planned: &Planned, ask: &PlanAsk) -> kv::PlanTransferResponse {
         let Planned { record, plan, repeated } = planned;
         let transfer = match record {
-            Some(record) => convert::transfer(record, self.now()),
+            Some(record) => convert::transfer(record, self.enforcement(record)),
             None => kv::Transfer {
                 request_id: ask.request_id.to_string(),
                 choice: Some(convert::choice(&plan.choice)),

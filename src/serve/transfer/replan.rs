@@ -43,6 +43,9 @@ impl Service {
             }
         };
         if let (Some(kept), true) = (&kept, record.live()) {
+            if let Some(asked) = &asked {
+                self.hold(&kept.ask, asked, &record);
+            }
             let source = asked.and_then(|a| a.source(&record.choice));
             let kept = Kept { ask: Arc::clone(&kept.ask), source, looked: false };
             transfers.prompts.lock().keep(record.id, kept);
@@ -50,7 +53,7 @@ impl Service {
         transfers.written(ticket).await?;
         let mut reply = transfers.reply_with(&record, true, adopted);
         let advice = plan.filter(|p| p.choice.decision == Decision::Local && !record.live());
-        let shown = record.live().then(|| convert::transfer(&record, transfers.now()));
+        let shown = record.live().then(|| convert::transfer(&record, transfers.enforcement(&record)));
         if shown.is_some() || advice.is_some() {
             let (choice, reason, explanation) = match &advice {
                 Some(plan) => (&plan.choice, plan.reason, plan.explanation.clone()),

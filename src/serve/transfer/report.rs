@@ -149,7 +149,7 @@ impl Transfers {
 
     pub(super) fn reply_with(&self, record: &Record, applied: bool, adopted: bool) -> kv::TransferReply {
         kv::TransferReply {
-            transfer: Some(convert::transfer(record, self.now())),
+            transfer: Some(convert::transfer(record, self.enforcement(record))),
             applied,
             adopted,
             replan: None,

@@ -88,7 +88,7 @@ impl Watcher {
         let now = self.transfers.now();
         let mut event = kv::TransferEvent {
             kind: convert::notice(notice).into(),
-            transfer: Some(convert::transfer(record, now)),
+            transfer: Some(convert::transfer(record, self.transfers.enforcement(record))),
             at_ms: at,
             ..kv::TransferEvent::default()
         };

@@ -193,8 +193,8 @@ impl Record {
         self.ended_in.filter(|_| not_by_word).unwrap_or(self.state)
     }
 
-    /// Who keeps its blocks at `now`. Never [`Enforcement::Enforced`]: all tiers that plans read
-    /// from belong to engines.
+    /// Who keeps its blocks at `now`, as far as callers said. Never [`Enforcement::Enforced`]: what kvd pins in
+    /// tiers of nodes is no part of the record.
     pub fn enforcement(&self, now: Millis) -> Enforcement {
         match self.lease_ends {
             Some(ends) if now < ends && self.live() => Enforcement::EngineAcked,

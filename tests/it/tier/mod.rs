@@ -2,6 +2,7 @@
 //! of them dies; and the process by itself.
 
 mod hints;
+mod holds;
 mod node;
 mod process;
 mod pulls;

@@ -184,3 +184,35 @@ fn where_two_blocks_share_64_bits_a_hint_means_neither() {
     }
     assert_eq!(node.hint("llama", &[7], 9, 5_000), Hinted { unknown: 1, ..Hinted::default() });
 }
+
+#[test]
+fn what_is_held_by_64_bits_stays_until_its_time_is_over_or_it_is_let_go() {
+    let bench = Bench::new(0, 8);
+    let (node, pool, owner) = bench.open();
+    let told = |numbers: &[u64]| numbers.iter().map(|n| short_hash(&key(*n)).unwrap()).collect::<Vec<u64>>();
+    let there = |node: &Node| load(node, pool, &[1, 2, 3]) == [Read::Hit; 3];
+    store(&node, pool, owner, &[1, 2, 3]);
+    let holding = node.hold("llama", &told(&[1, 2, 3, 99]), 5_000).unwrap();
+    assert_eq!((holding.pins.len(), holding.held), (1, 3));
+    let push_out = |node: &Node, from: u64| {
+        for n in from..from + 40 {
+            store(node, pool, owner, &[n]);
+            node.touch(pool, &keys(&[n]));
+            store(node, pool, owner, &[n]);
+        }
+    };
+    push_out(&node, 100);
+    assert!(there(&node), "held blocks were pushed out");
+    // Also by another process on the same disk.
+    node.commit().unwrap();
+    drop(node);
+    let (node, ..) = bench.open();
+    push_out(&node, 200);
+    assert!(there(&node), "blocks held before were pushed out");
+    let (of, pin) = holding.pins[0];
+    node.unpin(of, pin).unwrap();
+    push_out(&node, 300);
+    assert!(!there(&node), "nobody holds them any more");
+    assert_eq!(node.hold("llama", &told(&[1234]), 5_000).unwrap(), Holding::default());
+    assert_eq!(node.hold("nobody", &told(&[1]), 5_000).unwrap(), Holding::default());
+}
