@@ -141,20 +141,24 @@ impl State {
         self.index.get(&key.id()).filter(|held| held.key == key).map(|held| held.place)
     }
 
-    /// What is written down, by slot, and given piece by piece. Returns the records, too.
-    pub fn restored(slots: u32, pieces: impl IntoIterator<Item = Records>) -> (State, Vec<Record>) {
+    /// What is written down, by slot, and given piece by piece with the blocks' short names. Returns the
+    /// records, too.
+    pub fn restored(
+        slots: u32,
+        pieces: impl IntoIterator<Item = (Vec<BlockId>, Records)>,
+    ) -> (State, Vec<Record>) {
         let mut this = State { stats: Stats { writable: true, ..Stats::default() }, ..State::default() };
         // As many as there may be: growing would copy them a few times over. What is not used is no memory.
         let mut found: Records = Vec::with_capacity(slots as usize);
         let mut twice = false;
-        for records in pieces {
+        for (ids, records) in pieces {
             if this.index.is_empty() && !records.is_empty() {
                 this.index.reserve(slots as usize);
             }
-            for (slot, record) in &records {
+            for (id, (slot, record)) in ids.into_iter().zip(&records) {
                 let Record { key, generation, checksum, .. } = *record;
                 let place = Place { slot: *slot, generation, checksum };
-                match this.index.entry(key.id()) {
+                match this.index.entry(id) {
                     Entry::Vacant(entry) => drop(entry.insert(Held { key, place })),
                     // Of two copies, the newer: the older one was given up, and that was not written
                     // down.

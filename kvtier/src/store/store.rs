@@ -168,7 +168,8 @@ impl Store {
             let (read, to_index) = sync_channel(8);
             let indexing = scope.spawn(move || State::restored(layout.slots, to_index));
             let meta = Meta::open(medium, layout, |records| {
-                read.send(records).expect("it takes all that there are")
+                let ids = records.iter().map(|(_, record)| record.key.id()).collect();
+                read.send((ids, records)).expect("it takes all that there are")
             });
             drop(read);
             let indexed = indexing.join().expect("no thread panics");
