@@ -25,8 +25,14 @@ impl Budget {
 
     /// Takes `bytes`, if that many are left.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let take = |used: usize| used.checked_add(bytes).filter(|&u| u <= self.max);
-        self.used.fetch_update(Relaxed, Relaxed, take).ok()?;
+        let mut used = self.used.load(Relaxed);
+        loop {
+            let taken = used.checked_add(bytes).filter(|&taken| taken <= self.max)?;
+            match self.used.compare_exchange_weak(used, taken, Relaxed, Relaxed) {
+                Ok(_) => break,
+                Err(now) => used = now,
+            }
+        }
         Some(Share { budget: Arc::clone(self), bytes })
     }
 }
