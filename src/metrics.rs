@@ -162,6 +162,12 @@ pub const METRICS: &[Metric] = &[
     counter("kvd_shared_index_breaks_total", "Publishers cleared there because of a loss.", |s| {
         s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.breaks))
     }),
+    counter("kvd_shared_index_routings_total", "Routings announced or taken back there.", |s| {
+        s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.routings))
+    }),
+    counter("kvd_shared_index_routings_failed_total", "Routings that the servers did not take.", |s| {
+        s.service.mirror.as_ref().map_or(0.0, |m| load(&m.counts.routings_failed))
+    }),
     gauge("kvd_peers_connected", "Other replicas that answer.", |s| s.service.peers.connected() as f64),
     counter("kvd_peer_news_sent_total", "Routings and registrations told to other replicas.", |s| {
         load(&s.service.peers.counts.sent)

@@ -297,27 +297,53 @@ impl Index {
     /// pairs noted; 0 where that would exceed the limit, or for a prompt given by engine hashes,
     /// which do not tell the canonical blocks.
     pub fn announce(&self, request: &str, query: &Query<'_>, holders: &[HolderId], expires: u64) -> usize {
+        self.announce_blocks(request, self.to_come(query, holders), expires)
+    }
+
+    /// What [`announce`](Self::announce) notes of each holder: the blocks that the prompt will have there.
+    pub fn to_come(&self, query: &Query<'_>, holders: &[HolderId]) -> Vec<(HolderId, Vec<SeqHash>)> {
         let query = &in_blocks(query);
-        let Some(pool) = self.pool(query.tenant, query.model) else { return 0 };
+        let Some(pool) = self.pool(query.tenant, query.model) else { return Vec::new() };
         let of_keys = |keys: &[RequestKey]| {
             let (guard, keys) = (pin(), keys.iter().map(|k| k.0).collect::<Vec<_>>());
             let found = pool.forests.domains().map(|d| pool.forests.get(d).seqs_by_keys(&guard, &keys));
             found.max_by_key(Vec::len).unwrap_or_default()
         };
-        let mut blocks: Vec<(HolderId, u32, Vec<SeqHash>)> = Vec::new();
+        let mut blocks: Vec<(HolderId, Vec<SeqHash>)> = Vec::new();
         for &id in holders {
             let Some((of, member)) = self.member(id) else { continue };
-            if Arc::ptr_eq(&of, &pool) && !blocks.iter().any(|(h, _, _)| *h == id) {
+            if Arc::ptr_eq(&of, &pool) && !blocks.iter().any(|(h, _)| *h == id) {
                 let seqs = match query.prompt {
                     Prompt::Llmd(keys) => of_keys(keys),
                     Prompt::Tokens { .. } | Prompt::Local(_) | Prompt::Canonical(_) | Prompt::Engine(_) => {
                         canonical_hashes(query, &member)
                     }
                 };
-                blocks.push((id, member.slot, seqs));
+                blocks.push((id, seqs));
             }
         }
-        self.announcements.lock().add(request, &pool, blocks, expires, self.config.max_speculative)
+        blocks
+    }
+
+    /// [`announce`](Self::announce) for who knows the blocks, all of one model.
+    pub fn announce_blocks(
+        &self,
+        request: &str,
+        blocks: Vec<(HolderId, Vec<SeqHash>)>,
+        expires: u64,
+    ) -> usize {
+        let mut at = None;
+        let mut placed = Vec::with_capacity(blocks.len());
+        for (id, seqs) in blocks {
+            let Some((pool, member)) = self.member(id) else { continue };
+            placed.push((id, member.slot, seqs));
+            at = Some(pool);
+        }
+        let Some(pool) = at else {
+            self.announcements.lock().remove(request);
+            return 0;
+        };
+        self.announcements.lock().add(request, &pool.announced, placed, expires, self.config.max_speculative)
     }
 
     /// Takes back what [`announce`](Self::announce) noted. False where nothing was.

@@ -3,13 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use dashmap::DashMap;
-use kvproto::SeqHash;
 use kvproto::hash::llmd::Llmd;
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxBuildHasher;
-use smallvec::SmallVec;
 
+use crate::announce::Board;
 use crate::forest::{Forest, Grown, Guard, Kind, LEAST_GHOSTS, Numbers, Slot, Writer, pin};
 use crate::holder::{Desk, Holder};
 use crate::profile::Profile;
@@ -39,8 +36,8 @@ pub(crate) struct Pool {
     pub counted: AtomicU64,
     /// One writer at a time; readers never wait for it.
     pub writing: Mutex<Writing>,
-    /// Canonical block → holders that routing announced it for, and how often.
-    pub announced: DashMap<SeqHash, SmallVec<[Announced; 1]>, FxBuildHasher>,
+    /// What routing announced.
+    pub announced: Arc<Board>,
 }
 
 /// The hash domains of a pool.
@@ -60,14 +57,6 @@ pub(crate) struct Writing {
     pub writers: Vec<Writer>,
     next_creator: u32,
     slots: Numbers,
-}
-
-/// A block announced for a holder by `count` requests.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Announced {
-    pub slot: u32,
-    pub holder: HolderId,
-    pub count: u32,
 }
 
 /// One attached holder.
@@ -204,7 +193,7 @@ impl Pool {
             forests: Forests::new(llmd),
             counted: AtomicU64::new(0),
             writing: Mutex::default(),
-            announced: DashMap::default(),
+            announced: Arc::default(),
         }
     }
 
@@ -327,28 +316,6 @@ impl Pool {
         let seat = |m: &Arc<Member>| Seat { member: m.clone(), profile: m.profile.read().clone() };
         *self.seats.write() = Arc::new(members.iter().flatten().map(seat).collect());
         self.seated.fetch_add(1, Ordering::Release);
-    }
-
-    /// Where the holder in `slot` has `seq`.
-    pub fn announce(&self, seq: SeqHash, slot: u32, holder: HolderId) {
-        let mut at = self.announced.entry(seq).or_default();
-        match at.iter_mut().find(|a| a.holder == holder) {
-            Some(a) => a.count += 1,
-            None => at.push(Announced { slot, holder, count: 1 }),
-        }
-    }
-
-    /// Takes one announcement of `seq` for `holder` back.
-    pub fn retract(&self, seq: SeqHash, holder: HolderId) {
-        self.announced.remove_if_mut(&seq, |_, at| {
-            if let Some(i) = at.iter().position(|a| a.holder == holder) {
-                at[i].count -= 1;
-                if at[i].count == 0 {
-                    at.swap_remove(i);
-                }
-            }
-            at.is_empty()
-        });
     }
 }
 

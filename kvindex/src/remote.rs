@@ -14,10 +14,12 @@ use kvproto::event::Content;
 use kvproto::hash::canonical::{MmForm, Namespace, PromptExtras, Seed, prompt_hashes};
 use kvproto::hash::vllm;
 use kvproto::{Batch, EngineHash, Event, ExtraKey, GroupKind, GroupSpec, LocalHash, SeqHash, Stored, Tier};
+use parking_lot::Mutex;
 
+use crate::announce::{Announcements, Board};
 use crate::profile::{Group, Lesson, MAX_GROUPS, Mask, Profile};
 use crate::runs::Runs;
-use crate::score::{Terms, score};
+use crate::score::{Terms, held_or_announced, score};
 use crate::types::{HolderId, HolderSpec, Prompt, Query, Score};
 
 /// The bit of a mask that stands for a copy in `tier` and, on the device, in `group`; `None` where the group
@@ -241,27 +243,62 @@ impl Engine {
                         return Ok(Chain::Engine(names));
                     }
                 }
-                let seed = Namespace { salt: &self.spec.salt, model: query.model, lora }.seed();
-                let extras = PromptExtras { cache_salt, items, form: self.profile.form };
-                Ok(Chain::Canonical(prompt_hashes(seed, tokens, block_size, extras).take(most).collect()))
+                Ok(Chain::Canonical(self.names_of(query, block_size)))
             }
         }
     }
 
+    /// The canonical names of a prompt of tokens.
+    fn names_of(&self, query: &Query<'_>, block_size: u32) -> Vec<SeqHash> {
+        let Prompt::Tokens { tokens, lora, cache_salt, items } = query.prompt else { return Vec::new() };
+        let most = query.max_blocks.map_or(usize::MAX, |n| n as usize);
+        let seed = Namespace { salt: &self.spec.salt, model: query.model, lora }.seed();
+        let extras = PromptExtras { cache_salt, items, form: self.profile.form };
+        prompt_hashes(seed, tokens, block_size, extras).take(most).collect()
+    }
+
+    /// What schedulers announced of the prompt, whose chain is `chain`; nothing unless the query counts it.
+    pub fn announced(
+        &self,
+        holder: HolderId,
+        query: &Query<'_>,
+        chain: &Chain,
+        routings: &Routings,
+    ) -> Announced {
+        if !query.speculative || routings.board.is_empty() {
+            return Announced::default();
+        }
+        let block_size = self.profile.block_size_for(query.block_size.filter(|&b| b > 0));
+        Announced(match chain {
+            Chain::Canonical(seqs) => routings.board.of_holder(holder, seqs.iter().copied()),
+            Chain::Engine(_) if block_size > 0 => {
+                routings.board.of_holder(holder, self.names_of(query, block_size).into_iter())
+            }
+            Chain::Engine(_) | Chain::OtherBlockSize => Runs::default(),
+        })
+    }
+
+    /// Contiguous blocks of the chain that are held or announced.
+    pub fn reach(&self, masks: &[u32], announced: &Announced) -> usize {
+        held_or_announced(&runs_of(masks), &announced.0, self.profile.device_mask()) as usize
+    }
+
     /// The score of the engine, which has block `i` of the chain in `masks[i]`.
-    pub fn score(&self, holder: HolderId, query: &Query<'_>, masks: &[u32]) -> Score {
+    pub fn score(&self, holder: HolderId, query: &Query<'_>, masks: &[u32], announced: &Announced) -> Score {
         let query = &crate::in_blocks(query);
         let block_size = self.profile.block_size_for(query.block_size);
-        let mut runs = Runs::default();
-        let held = (0..).zip(masks).filter(|(_, mask)| **mask != 0);
-        held.for_each(|(i, &mask)| runs.push(i, Mask(mask)));
+        let runs = runs_of(masks);
+        let reach = match query.speculative {
+            true => held_or_announced(&runs, &announced.0, self.profile.device_mask()),
+            false => 0,
+        };
         let terms = Terms {
             block_size: query.block_size,
             prompt_tokens: crate::prompt_tokens(query, block_size),
             weights: &query.weights,
             items: crate::items(query),
         };
-        score(holder, &self.spec, &self.profile, block_size, &runs, 0, &terms)
+        score(holder, &self.spec, &self.profile, block_size, &runs, reach, &terms)
     }
 
     /// What was learnt, to be kept beside the blocks.
@@ -316,6 +353,61 @@ impl Engine {
         }
         b.0.is_empty().then_some(Engine { spec, profile: p })
     }
+}
+
+/// Blocks of one prompt that schedulers announced for one holder.
+#[derive(Clone, Debug, Default)]
+pub struct Announced(Runs);
+
+impl Announced {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.end() == 0
+    }
+}
+
+/// What schedulers announced, kept as [`crate::Index`] keeps it, for who keeps blocks elsewhere.
+#[derive(Debug, Default)]
+pub struct Routings {
+    board: Arc<Board>,
+    all: Mutex<Announcements>,
+}
+
+impl Routings {
+    /// Notes a request's blocks until [`expire`](Self::expire) is called with a `now` of at least `expires`.
+    /// Replaces what was noted for it. Returns the (block, holder) pairs, 0 where there would be more than `most`.
+    pub fn note(
+        &self,
+        request: &str,
+        blocks: &[(HolderId, Arc<[SeqHash]>)],
+        expires: u64,
+        most: usize,
+    ) -> usize {
+        let blocks = blocks.iter().map(|(holder, seqs)| (*holder, 0, seqs.to_vec())).collect();
+        self.all.lock().add(request, &self.board, blocks, expires, most)
+    }
+
+    /// Takes a request's blocks back. False where there are none.
+    pub fn forget(&self, request: &str) -> bool {
+        self.all.lock().remove(request)
+    }
+
+    /// Takes back all that is due at `now`; returns how many requests'.
+    pub fn expire(&self, now: u64) -> usize {
+        self.all.lock().expire(now)
+    }
+
+    /// (Block, holder) pairs noted.
+    pub fn pairs(&self) -> usize {
+        self.all.lock().pairs
+    }
+}
+
+fn runs_of(masks: &[u32]) -> Runs {
+    let mut runs = Runs::default();
+    let held = (0..).zip(masks).filter(|(_, mask)| **mask != 0);
+    held.for_each(|(i, &mask)| runs.push(i, Mask(mask)));
+    runs
 }
 
 /// In the order of their number on the wire.

@@ -69,6 +69,19 @@ pub(crate) fn held(runs: &Runs, device: Mask) -> u32 {
     Prefixes::of(runs, device).held
 }
 
+/// Contiguous blocks from the root that are held or announced.
+pub(crate) fn held_or_announced(runs: &Runs, announced: &Runs, device: Mask) -> u32 {
+    let mut end = 0;
+    loop {
+        let next = runs.contiguous(end, u32::MAX, |m| best_tier(m, device).is_some());
+        let next = announced.contiguous(next, u32::MAX, |_| true);
+        if next == end {
+            return end;
+        }
+        end = next;
+    }
+}
+
 /// How far each kind of holding goes from the root without a gap, in blocks of the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Prefixes {

@@ -12,7 +12,7 @@ use crate::pool::{CANONICAL, Member, Pool, Seat};
 use crate::profile::{Mask, Profile};
 use crate::reach::{Found, Tiers};
 use crate::runs::Runs;
-use crate::score::best_tier;
+use crate::score::held_or_announced;
 use crate::types::{HolderId, HolderSpec, Prompt, Query};
 
 /// One candidate and what it has of the prompt.
@@ -286,7 +286,7 @@ impl<'c, 's> Columns<'c, 's> {
     /// Notes which blocks routing announced for whom.
     fn announced(&mut self, pool: &Pool, hashes: impl Iterator<Item = SeqHash>) {
         for (i, seq) in hashes.enumerate() {
-            let Some(at) = pool.announced.get(&seq) else { continue };
+            let Some(at) = pool.announced.get(seq) else { continue };
             for a in at.iter() {
                 if let Some(c) = Slot::try_from(a.slot).ok().and_then(|s| self.get(s))
                     && c.member.id == a.holder
@@ -301,26 +301,12 @@ impl<'c, 's> Columns<'c, 's> {
 impl Column<'_> {
     /// Looks up which of the prompt's blocks routing announced for this holder.
     fn look_up_announced(&mut self, pool: &Pool, hashes: impl Iterator<Item = SeqHash>) {
-        for (i, seq) in hashes.enumerate() {
-            let announced = pool.announced.get(&seq);
-            if announced.is_some_and(|at| at.iter().any(|a| a.holder == self.member.id)) {
-                self.announced.push(i as u32, Mask(1));
-            }
-        }
+        self.announced = pool.announced.of_holder(self.member.id, hashes);
     }
 
     /// Contiguous blocks from the root that are held or announced.
     pub fn held_or_announced(&self) -> u32 {
-        let device = self.profile.device_mask();
-        let mut end = 0;
-        loop {
-            let next = self.runs.contiguous(end, u32::MAX, |m| best_tier(m, device).is_some());
-            let next = self.announced.contiguous(next, u32::MAX, |_| true);
-            if next == end {
-                return end;
-            }
-            end = next;
-        }
+        held_or_announced(&self.runs, &self.announced, self.profile.device_mask())
     }
 }
 

@@ -176,7 +176,7 @@ impl IndexTable {
                 Some(llmd::Llmd::new(algo, seed.as_deref().unwrap_or_default()))
             }
         };
-        valkey.check(to.max_blocks_per_holder)
+        valkey.check(to.max_blocks_per_holder, to.max_speculative)
     }
 }
 

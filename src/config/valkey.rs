@@ -88,7 +88,11 @@ impl ValkeyTable {
     }
 
     /// `None` where no servers are named.
-    pub(super) fn check(self, max_blocks: usize) -> Result<Option<Valkey>, ConfigError> {
+    pub(super) fn check(
+        self,
+        max_blocks: usize,
+        max_speculative: usize,
+    ) -> Result<Option<Valkey>, ConfigError> {
         let ValkeyTable {
             urls,
             single,
@@ -122,8 +126,12 @@ impl ValkeyTable {
                 return Err(invalid("index.valkey.urls", "...@...", why));
             }
         }
-        let mut servers =
-            kvindex_valkey::Config { urls, max_blocks: max_blocks as u64, ..Default::default() };
+        let mut servers = kvindex_valkey::Config {
+            urls,
+            max_blocks: max_blocks as u64,
+            max_speculative,
+            ..Default::default()
+        };
         set(&mut servers.single, single);
         set(&mut servers.namespace, namespace.filter(|n| !n.is_empty()));
         set(&mut servers.ttl, ttl.map(|t| t.0));
@@ -155,7 +163,7 @@ mod tests {
     use super::*;
 
     fn table(text: &str) -> Result<Option<Valkey>, ConfigError> {
-        toml::from_str::<ValkeyTable>(text).expect("a table").check(9)
+        toml::from_str::<ValkeyTable>(text).expect("a table").check(9, 9)
     }
 
     #[test]

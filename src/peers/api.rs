@@ -153,7 +153,9 @@ async fn hear(service: &Arc<Service>, message: kv::PeerNews) -> Result<(), Statu
         Some(News::Routed(routed)) => {
             crate::serve::grpc::record_routing(service, routed, crate::serve::Told::ByPeer).await.map(drop)
         }
-        Some(News::Forgotten(forgotten)) => Ok(service.forget_routing(&forgotten.request_id).map(drop)?),
+        Some(News::Forgotten(forgotten)) => {
+            Ok(service.forget_routing(&forgotten.request_id, crate::serve::Told::ByPeer).map(drop)?)
+        }
         Some(News::Registration(registration)) => {
             let service = Arc::clone(service);
             let heard = tokio::task::spawn_blocking(move || service.hear_registration(registration)).await;

@@ -168,8 +168,7 @@ impl Service {
         self.join(query, answer, &held_back, None)
     }
 
-    /// Asks the index that replicas share, and how far each score there can be trusted. What schedulers
-    /// announced here counts, too.
+    /// Asks the index that replicas share, and how far each score there can be trusted.
     fn ask_shared(
         &self,
         mirror: &Mirror,
@@ -179,15 +178,7 @@ impl Service {
             QueryError::Unsupported(_) => AskError::NotShared(e.to_string()),
             QueryError::Server(_) => AskError::SharedIndexGone(e.to_string()),
         })?;
-        let mut answer = asked.answer;
-        if query.speculative {
-            let announced: FxHashMap<HolderId, u32> =
-                self.index.query(query).scores.iter().map(|s| (s.holder, s.speculative)).collect();
-            for score in &mut answer.scores {
-                score.speculative =
-                    announced.get(&score.holder).map_or(score.cached, |n| score.cached.max(*n));
-            }
-        }
+        let answer = asked.answer;
         let vouched =
             answer.scores.iter().map(|s| s.holder).zip(asked.vouched.iter().map(freshness)).collect();
         Ok((answer, vouched))

@@ -70,7 +70,7 @@ impl Service {
         let names: Vec<&str> = endpoints.iter().map(|e| e.instance.as_str()).collect();
         let query = Query { instances: &names, ..*query };
         let due = self.uptime_ms() + ttl.as_millis() as u64;
-        let (blocks, holders) = self.prepared(&query, |q| {
+        let (to_come, holders) = self.prepared(&query, |q| {
             let holders = self.holders(q.tenant, q.model, q.instances);
             let routed: Vec<HolderId> = holders
                 .iter()
@@ -80,8 +80,13 @@ impl Service {
             if told == Told::ByClient {
                 self.hint(q, &routed, ttl);
             }
-            (self.index.announce(request_id, q, &routed, due), holders)
+            (self.index.to_come(q, &routed), holders)
         })?;
+        // Who hears of it from a peer shares the servers with that peer, or should.
+        if let (Some(mirror), Told::ByClient) = (&self.mirror, told) {
+            mirror.announce(request_id, &to_come, ttl);
+        }
+        let blocks = self.index.announce_blocks(request_id, to_come, due);
         Counters::add(&self.counters.routings, 1);
         self.routing.last_due.fetch_max(due, Ordering::AcqRel);
         self.routing.announced.notify_one();
@@ -93,9 +98,13 @@ impl Service {
     }
 
     /// Takes back what [`record_routing`](Self::record_routing) noted; false where nothing was.
-    pub fn forget_routing(&self, request_id: &str) -> Result<bool, AskError> {
+    pub fn forget_routing(&self, request_id: &str, told: Told) -> Result<bool, AskError> {
         self.check_request_id(request_id)?;
-        Ok(self.index.forget(request_id))
+        let shared = match (&self.mirror, told) {
+            (Some(mirror), Told::ByClient) => mirror.forget(request_id),
+            (Some(_) | None, _) => false,
+        };
+        Ok(self.index.forget(request_id) || shared)
     }
 
     /// Takes announcements back when they are due. Never returns; one task runs it.

@@ -19,12 +19,12 @@ use std::time::Duration;
 use kvindex::remote::{Change, changes};
 use kvindex::{HolderId, HolderSpec, Query};
 use kvindex_valkey::{Asked, Config, QueryError, Shared, Standing, Vouched};
-use kvproto::Batch;
+use kvproto::{Batch, SeqHash};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::ingest::Publishers;
 use crate::publisher::{Freshness, PublisherState};
@@ -75,6 +75,10 @@ pub struct Counts {
     pub breaks: AtomicU64,
     /// Publishers that this replica writes.
     pub owned: AtomicU64,
+    /// Routings told to the servers, or taken back there.
+    pub routings: AtomicU64,
+    /// Those that the servers did not take.
+    pub routings_failed: AtomicU64,
 }
 
 impl Mirror {
@@ -143,12 +147,41 @@ impl Mirror {
         }
     }
 
+    /// Tells all who share the index what a request will store where it was routed. Blocks, as
+    /// [`query`](Self::query). What the servers do not take counts for this replica's questions alone.
+    pub fn announce(&self, request: &str, blocks: &[(HolderId, Vec<SeqHash>)], ttl: Duration) {
+        let announced = self.wait(self.shared.announce(request, blocks, ttl));
+        self.count_routing(announced.map(drop));
+    }
+
+    /// Takes a routing back for all. Blocks. False where there was none, or where the servers do not say.
+    pub fn forget(&self, request: &str) -> bool {
+        let forgotten = self.wait(self.shared.forget(request));
+        let known = *forgotten.as_ref().unwrap_or(&false);
+        self.count_routing(forgotten.map(drop));
+        known
+    }
+
+    fn count_routing(&self, written: Result<(), impl std::fmt::Display>) {
+        match written {
+            Ok(()) => self.counts.routings.fetch_add(1, Ordering::Relaxed),
+            Err(error) => {
+                debug!(%error, "a routing is not on the servers");
+                self.counts.routings_failed.fetch_add(1, Ordering::Relaxed)
+            }
+        };
+    }
+
+    fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        tokio::task::block_in_place(|| self.runtime.block_on(what))
+    }
+
     /// Answers from the servers. Blocks; on a thread of a runtime of several.
     ///
     /// # Errors
     /// For questions that are not answered from there, or where no server answers.
     pub fn query(&self, query: &Query<'_>) -> Result<Asked, QueryError> {
-        tokio::task::block_in_place(|| self.runtime.block_on(self.shared.query(query)))
+        self.wait(self.shared.query(query))
     }
 }
 

@@ -6,6 +6,8 @@ mod servers;
 use std::path::Path;
 use std::time::Duration;
 
+use kvproto::rpc::kv;
+use kvproto::rpc::kv::index_service_client::IndexServiceClient;
 use serde_json::{Value, json};
 use servers::Servers;
 
@@ -91,6 +93,65 @@ fn a_kvd_that_is_told_to_stop_lets_another_write_at_once() {
     second.wait("the other to write", || second.metric("kvd_shared_index_owned_publishers") == 1.0);
     assert!(stopped.elapsed() < Duration::from_secs(3), "before the lease would have run out");
     assert_eq!(matched(&second), (200, json!(48)));
+}
+
+/// They are no peers of each other: what one knows of the other's routings it has from the servers.
+#[test]
+fn a_routing_announced_to_one_replica_counts_in_the_other_ones_next_answer() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let Some(mut servers) = runtime.block_on(Servers::start(3, 0)) else { return };
+    let folder = tempfile::tempdir().expect("a directory");
+    let both = ["a", "b"].map(|name| start(&folder.path().join(name), &servers));
+    let mut pod = Engine::open("pod");
+    both.iter().for_each(|kvd| pod.register(kvd, "vLLM", 16));
+    pod.publish(&[batch(0, 2)]);
+    both.iter().for_each(|kvd| kvd.wait("the first batch", || matched(kvd) == (200, json!(32))));
+
+    let client = |kvd: &Kvd| {
+        let url = format!("http://{}", kvd.grpc);
+        runtime.block_on(IndexServiceClient::connect(url)).expect("connect")
+    };
+    let prompt = Some(kv::Prompt {
+        key: Some(kv::prompt::Key::Tokens(kv::TokenIds { ids: (0..80).collect() })),
+        ..Default::default()
+    });
+    let speculative = |kvd: &Kvd| {
+        let options = Some(kv::ScoreOptions { include_speculative: true, ..Default::default() });
+        let request =
+            kv::ScoreRequest { model: "m".into(), prompt: prompt.clone(), options, ..Default::default() };
+        let answer = runtime.block_on(client(kvd).score(request)).expect("an answer").into_inner();
+        answer.endpoints[0].speculative_blocks
+    };
+    let route = |kvd: &Kvd, ttl_ms: u32| {
+        let routing = kv::RecordRoutingRequest {
+            request_id: "r".into(),
+            model: "m".into(),
+            prompt: prompt.clone(),
+            endpoints: vec![kv::RoutedEndpoint { instance_id: "pod".into(), dp_rank: 0 }],
+            ttl_ms,
+            ..Default::default()
+        };
+        runtime.block_on(client(kvd).record_routing(routing)).expect("noted")
+    };
+    let forget = |kvd: &Kvd| {
+        let request = kv::ForgetRoutingRequest { request_id: "r".into() };
+        runtime.block_on(client(kvd).forget_routing(request)).expect("an answer").into_inner().found
+    };
+    assert_eq!([speculative(&both[0]), speculative(&both[1])], [2, 2]);
+    route(&both[0], 60_000);
+    assert_eq!([speculative(&both[0]), speculative(&both[1])], [5, 5]);
+    assert!(forget(&both[1]), "whichever is told");
+    assert!(!forget(&both[1]));
+    assert_eq!([speculative(&both[0]), speculative(&both[1])], [2, 2]);
+    route(&both[1], 400);
+    assert_eq!(speculative(&both[0]), 5);
+    both[0].wait("its time to be over", || speculative(&both[0]) == 2);
+    assert_eq!(both[1].metric("kvd_shared_index_routings_failed_total"), 0.0);
+
+    // A scheduler goes on announcing while the servers are away.
+    (0..3).for_each(|node| servers.kill(node));
+    route(&both[0], 60_000);
+    assert_eq!(both[0].metric("kvd_shared_index_routings_failed_total"), 1.0);
 }
 
 /// Keys on all servers, but for the numbers of generations, which must outlive what they are of.

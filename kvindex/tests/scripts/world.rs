@@ -73,14 +73,21 @@ impl World {
                 let a = Args::parse(rest, &[PROMPT, "to until"])?;
                 let to = a.to.iter().map(|p| Ok(self.pod(p)?.id)).collect::<Result<Vec<_>, String>>()?;
                 let until = a.number("until")?.ok_or("a route needs an `until`")?;
-                let noted = self.ask(&a, |q| self.index.announce(request, q, &to, u64::from(until)))?;
+                let blocks = self.ask(&a, |q| self.index.to_come(q, &to))?;
+                self.shadow.announce(request, &blocks, u64::from(until));
+                let noted = self.index.announce_blocks(request, blocks, u64::from(until));
                 Ok(vec![format!("{request}: {noted} noted")])
             }
-            "forget" => Ok(vec![format!(
-                "{rest}: {}",
-                if self.index.forget(rest) { "forgotten" } else { "not known" }
-            )]),
-            "expire" => Ok(vec![format!("{} expired", self.index.expire(number(rest)?))]),
+            "forget" => {
+                self.shadow.forget(rest);
+                let known = if self.index.forget(rest) { "forgotten" } else { "not known" };
+                Ok(vec![format!("{rest}: {known}")])
+            }
+            "expire" => {
+                let now = number(rest)?;
+                self.shadow.expire(now);
+                Ok(vec![format!("{} expired", self.index.expire(now))])
+            }
             "names" => {
                 let (pod, rest) = rest.split_once(' ').unwrap_or((rest, ""));
                 let holder = self.pod(pod)?.id;

@@ -1,6 +1,6 @@
 //! The shared index beside the embedded one, in the same run: ingest, queries, memory. Every answer is compared.
 //!
-//! `cargo bench -p kvindex-valkey`: three masters on loopback (no replicas, nothing on disk), one client, eight pods.
+//! `cargo bench -p kvindex-valkey [-- routings]`: three masters on loopback (no replicas, nothing on disk), one client, eight pods.
 //! The servers share the processors with the client, so a cluster of its own machines does better.
 
 #[path = "../tests/support/servers.rs"]
@@ -82,6 +82,16 @@ async fn run() {
         let Claim::Ours(writer) = claim else { panic!("nobody else writes") };
         pods.push(Pod { id, spec, writer, seq: 0 });
     }
+    if std::env::args().any(|a| a == "routings") {
+        for (n, pod) in pods.iter_mut().enumerate() {
+            // So that its block size is known.
+            let batch = store(n, 0, 1, &tokens(n, 1));
+            index.apply(pod.id, &batch);
+            let told = changes(&pod.spec, &batch);
+            pod.write(&told).await;
+        }
+        return routings(&servers, &shared, &index, &pods).await;
+    }
     let before = memory(&servers).await;
     println!("| ingest, {PODS} pods, batches of {BATCH} blocks | blocks/s |");
     println!("|---|---|");
@@ -143,6 +153,48 @@ async fn run() {
                 [at(&mut ours, 50), at(&mut ours, 99), at(&mut theirs, 50), at(&mut theirs, 99)];
             println!("| {blocks} blocks, {what} | {a} µs | {b} µs | {c} µs | {d} µs |");
         }
+    }
+    routings(&servers, &shared, &index, &pods).await;
+}
+
+/// A routing announced to one replica, and a question of another that counts it.
+async fn routings(servers: &Servers, shared: &Shared, index: &Index, pods: &[Pod]) {
+    let other = Shared::connect(servers.config("bench")).await.expect("servers that answer");
+    for pod in pods {
+        other.attach_as(pod.id, pod.spec.clone()).expect("an engine");
+    }
+    println!("\n| routing | announce p50 | p99 | question elsewhere p50 | p99 | embedded, both p50 |");
+    println!("|---|---|---|---|---|---|");
+    for (n, blocks) in LENGTHS.into_iter().enumerate() {
+        let (mut announced, mut asked, mut own) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 0..QUERIES {
+            let prompt = tokens(700_000 + n * QUERIES + i, blocks);
+            let query = Query { speculative: true, ..Query::new("t", "m", Prompt::tokens(&prompt)) };
+            let (request, to) = (format!("{n} {i}"), pods[i % PODS].id);
+            let began = Instant::now();
+            let embedded_pairs = index.announce(&request, &query, &[to], u64::MAX);
+            let answer = index.query(&query);
+            own.push(began.elapsed());
+            let to_come = index.to_come(&query, &[to]);
+            let began = Instant::now();
+            let pairs = shared.announce(&request, &to_come, Duration::from_secs(2)).await.expect("servers");
+            announced.push(began.elapsed());
+            let began = Instant::now();
+            let elsewhere = other.query(&query).await.expect("servers that answer").answer;
+            asked.push(began.elapsed());
+            let numbers =
+                |a: &kvindex::Answer| -> Vec<u32> { a.scores.iter().map(|s| s.speculative).collect() };
+            assert_eq!(
+                (numbers(&elsewhere), pairs),
+                (numbers(&answer), embedded_pairs),
+                "an answer that differs"
+            );
+            assert_eq!(pairs, blocks);
+            index.forget(&request);
+        }
+        let [a, b, c] = [at(&mut announced, 50), at(&mut announced, 99), at(&mut asked, 50)];
+        let [d, e] = [at(&mut asked, 99), at(&mut own, 50)];
+        println!("| {blocks} blocks to one of {PODS} pods | {a} µs | {b} µs | {c} µs | {d} µs | {e} µs |");
     }
 }
 

@@ -36,10 +36,13 @@ impl Keys {
         }
         let _ = write!(id, "{}/{:08x}", spec.rank, xxh3_64(&names) as u32);
         let partition = xxh3_64(id.as_bytes()) % PARTITIONS;
-        let mut tag = "{kvd:".to_owned();
-        escape(namespace, &mut tag);
-        let _ = write!(tag, ":{partition}}}");
+        let tag = tag(namespace, partition);
         Keys { partition, tag, id }
+    }
+
+    /// The publisher, as keys name it.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Which publishers can be asked about in one pipeline.
@@ -66,6 +69,34 @@ impl Keys {
     pub fn blocks(&self, generation: u64, incarnation: u32) -> String {
         format!("{}:blocks:{generation}.{incarnation}:{}", self.tag, self.id)
     }
+}
+
+/// The keys of routings, which are of no publisher: all in one slot, so that one stream tells of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RoutingKeys(String);
+
+impl RoutingKeys {
+    /// Those below `namespace`.
+    pub fn new(namespace: &str) -> RoutingKeys {
+        RoutingKeys(tag(namespace, "routings"))
+    }
+
+    /// What is new: a stream.
+    pub fn news(&self) -> String {
+        format!("{}:news", self.0)
+    }
+
+    /// One request's blocks: a string that expires.
+    pub fn routing(&self, request: u128) -> String {
+        format!("{}:routing:{request:032x}", self.0)
+    }
+}
+
+fn tag(namespace: &str, part: impl std::fmt::Display) -> String {
+    let mut tag = "{kvd:".to_owned();
+    escape(namespace, &mut tag);
+    let _ = write!(tag, ":{part}}}");
+    tag
 }
 
 /// Keeps braces, which would make another hash tag, and separators out of names.

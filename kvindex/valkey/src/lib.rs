@@ -5,23 +5,27 @@
 //! ```
 //!
 //! Read `keys` and `record` for what is written, then `apply` (what an event changes), `writer` (how it is
-//! written and by whom), `reader` (how questions are answered). What blocks are called, what an engine's events
+//! written and by whom), `reader` (how questions are answered); `routings` is what schedulers announce. What blocks are called, what an engine's events
 //! tell and how it counts is [`kvindex::remote`]'s, so that both indexes answer alike.
 //!
 //! Not kept here: what one engine tells of names for others of its hash domain, the tiers of a node, what was
-//! held before a loss, blocks that routing announced, llm-d's request keys. Questions that need them are refused.
+//! held before a loss, llm-d's request keys. Questions that need them are refused.
 
 mod apply;
 mod keys;
+mod news;
 mod reader;
 mod record;
+mod routings;
 mod server;
 mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use kvindex::{Answer, HolderId, HolderSpec, Query};
+use kvproto::SeqHash;
 use parking_lot::RwLock;
 use redis::RedisError;
 
@@ -32,6 +36,7 @@ pub use server::Config;
 pub use writer::{Claim, WriteError, Writer};
 
 use reader::Member;
+use routings::Feed;
 use server::Server;
 
 /// A publisher that cannot be kept here.
@@ -49,6 +54,7 @@ pub struct Shared {
     config: Arc<Config>,
     next_id: AtomicU32,
     members: RwLock<Vec<Arc<Member>>>,
+    routings: Feed,
 }
 
 impl Shared {
@@ -59,7 +65,8 @@ impl Shared {
     pub async fn connect(config: Config) -> Result<Shared, RedisError> {
         let server = Server::connect(&config).await?;
         let (next_id, members) = (AtomicU32::new(0), RwLock::default());
-        Ok(Shared { server, config: Arc::new(config), next_id, members })
+        let routings = Feed::new(&config.namespace, config.max_speculative);
+        Ok(Shared { server, config: Arc::new(config), next_id, members, routings })
     }
 
     /// What it is set to.
@@ -128,6 +135,51 @@ impl Shared {
             let answer = Answer { unknown_model: true, ..Answer::default() };
             return Ok(Asked { answer, vouched: Vec::new() });
         }
-        reader::query(&self.server, &members, query).await
+        reader::query(self, &members, query).await
+    }
+
+    /// Tells all who share the index that a request was routed to where it will store `blocks`: they count as
+    /// speculative from now on, until the servers' `ttl` is over. A second call for a request replaces the first.
+    /// Returns the (block, publisher) pairs; 0 where there would be too many, or of publishers that are not attached.
+    ///
+    /// # Errors
+    /// Where the server does not answer; then they count for this process's own questions alone.
+    pub async fn announce(
+        &self,
+        request: &str,
+        blocks: &[(HolderId, Vec<SeqHash>)],
+        ttl: Duration,
+    ) -> Result<usize, RedisError> {
+        let members = self.members.read().clone();
+        let mut named: Vec<(HolderId, String, Arc<[SeqHash]>)> = Vec::with_capacity(blocks.len());
+        for (holder, seqs) in blocks {
+            let Some(m) = members.iter().find(|m| m.id == *holder) else { continue };
+            let same = named.iter().find(|(_, _, known)| known[..] == seqs[..]);
+            let seqs = same.map_or_else(|| seqs[..].into(), |(_, _, known)| Arc::clone(known));
+            named.push((*holder, m.keys.id().to_owned(), seqs));
+        }
+        self.routings.announce(&self.server, request, named, ttl, |id| self.holder(id)).await
+    }
+
+    /// Takes a request's routing back, for all. False where there was none.
+    ///
+    /// # Errors
+    /// Where the server does not answer; then it is forgotten here alone.
+    pub async fn forget(&self, request: &str) -> Result<bool, RedisError> {
+        self.routings.forget(&self.server, request).await
+    }
+
+    /// (Block, publisher) pairs that were announced, as far as this process has read.
+    pub fn speculative(&self) -> usize {
+        self.routings.known.pairs()
+    }
+
+    /// Takes in what was announced, or taken back, before this was called.
+    async fn read_routings(&self) -> Result<(), RedisError> {
+        self.routings.read(&self.server, |id| self.holder(id)).await
+    }
+
+    fn holder(&self, id: &str) -> Option<HolderId> {
+        self.members.read().iter().rev().find(|m| m.keys.id() == id).map(|m| m.id)
     }
 }

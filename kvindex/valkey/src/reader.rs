@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::future::join_all;
-use kvindex::remote::{Chain, Engine, Unsupported};
+use futures::future::{join, join_all};
+use kvindex::remote::{Announced, Chain, Engine, Routings, Unsupported};
 use kvindex::{Answer, HolderId, HolderSpec, Query, Score};
 use parking_lot::Mutex;
 use redis::{Pipeline, RedisError, cmd};
 
+use crate::Shared;
 use crate::keys::Keys;
 use crate::record::{Cursor, META, Meta, block_field, mask_of, name_field};
 use crate::server::{Answers, Server};
@@ -49,7 +50,7 @@ pub struct Vouched {
 /// An answer, and how far to trust it.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// As [`kvindex::Index::query`] gives it; speculative and suspect blocks are not counted.
+    /// As [`kvindex::Index::query`] gives it; nothing is suspect.
     pub answer: Answer,
     /// Parallel to the scores.
     pub vouched: Vec<Vouched>,
@@ -106,6 +107,8 @@ struct Column<'m> {
     /// Blocks to ask for.
     upto: usize,
     masks: Vec<u32>,
+    /// What schedulers announced; `None` = not looked up yet.
+    announced: Option<Announced>,
     vouched: Option<Vouched>,
     partial: bool,
 }
@@ -121,10 +124,11 @@ impl Column<'_> {
 }
 
 pub(crate) async fn query(
-    server: &Server,
+    shared: &Shared,
     members: &[Arc<Member>],
     query: &Query<'_>,
 ) -> Result<Asked, QueryError> {
+    let (server, routings) = (&shared.server, &shared.routings.known);
     let mut columns = Vec::with_capacity(members.len());
     for m in members {
         let view = m.view.lock().clone();
@@ -132,10 +136,22 @@ pub(crate) async fn query(
     }
     let mut open: Vec<usize> = (0..columns.len()).collect();
     let mut failed = None;
+    let mut news = query.speculative.then(|| shared.read_routings());
     for attempt in 0.. {
         let mut parts: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         open.iter().for_each(|&i| parts.entry(columns[i].member.keys.partition()).or_default().push(i));
-        let asked = join_all(parts.values().map(|part| ask(server, &columns, part))).await;
+        let asked = join_all(parts.values().map(|part| ask(server, &columns, part)));
+        let asked = match news.take() {
+            None => asked.await,
+            Some(news) => {
+                let (asked, news) = join(asked, news).await;
+                // They are hints: an answer without the latest is better than none.
+                if let Err(e) = news {
+                    tracing::debug!(error = %e, "announced routings cannot be read");
+                }
+                asked
+            }
+        };
         let mut again = Vec::new();
         for (part, answer) in parts.values().zip(asked) {
             let answer = answer.inspect_err(|e| failed = Some(e.to_string()));
@@ -151,7 +167,7 @@ pub(crate) async fn query(
                         c.vouched = Some(nothing(Standing::Unreachable));
                         false
                     }
-                    Some(found) => c.take(found, query)?,
+                    Some(found) => c.take(found, query, routings)?,
                 };
                 if retry && attempt < TRIES {
                     again.push(i);
@@ -178,7 +194,9 @@ pub(crate) async fn query(
             out.answer.block_size_mismatch.push(c.member.id);
             continue;
         }
-        let score = c.view.engine.score(c.member.id, query, &c.masks);
+        let announced =
+            c.announced.unwrap_or_else(|| c.view.engine.announced(c.member.id, query, &c.chain, routings));
+        let score = c.view.engine.score(c.member.id, query, &c.masks, &announced);
         out.answer.scores.push(Score { partial: c.partial, ..score });
         out.vouched.push(c.vouched.unwrap_or_else(|| nothing(Standing::Nothing)));
     }
@@ -198,7 +216,8 @@ fn column<'m>(
     // Engines of one kind name the prompt's blocks alike: nearly always one chain does for all.
     let like = others.iter().find(|o| o.view.engine.names_alike(&view.engine));
     let chain = like.map_or_else(|| view.engine.chain(query), |o| Ok(o.chain.clone()))?;
-    let mut c = Column { member, view, chain, upto: 0, masks: Vec::new(), vouched: None, partial: false };
+    let (masks, announced, vouched) = (Vec::new(), None, None);
+    let mut c = Column { member, view, chain, upto: 0, masks, announced, vouched, partial: false };
     let all = c.chain_len();
     c.upto = if all <= 2 * FIRST || c.view.engine.sees_past_gaps() { all } else { FIRST };
     Ok(c)
@@ -261,7 +280,7 @@ async fn ask(server: &Server, columns: &[Column<'_>], part: &[usize]) -> Result<
 
 impl Column<'_> {
     /// Takes in what was found. True where it must be asked again.
-    fn take(&mut self, found: Found, query: &Query<'_>) -> Result<bool, QueryError> {
+    fn take(&mut self, found: Found, query: &Query<'_>, routings: &Routings) -> Result<bool, QueryError> {
         self.masks.clear();
         let generation = found.generation.unwrap_or(0);
         let meta = found.meta.as_deref().map(Meta::decode);
@@ -296,7 +315,10 @@ impl Column<'_> {
             }
             self.upto = found.blocks.len();
         }
-        let past_gaps = self.view.engine.sees_past_gaps();
+        let engine = &self.view.engine;
+        let announced = engine.announced(self.member.id, query, &self.chain, routings);
+        // What is announced fills gaps.
+        let past_gaps = engine.sees_past_gaps() || !announced.is_empty();
         for value in &found.blocks {
             let mask = match (value.as_deref(), &self.chain) {
                 (None, _) => 0,
@@ -310,7 +332,10 @@ impl Column<'_> {
             }
             self.masks.push(mask);
         }
-        if self.masks.len() == self.upto && self.upto < self.chain_len() {
+        let reach =
+            if announced.is_empty() { self.masks.len() } else { engine.reach(&self.masks, &announced) };
+        self.announced = Some(announced);
+        if reach >= self.upto && self.upto < self.chain_len() {
             // All that was asked for is there: ask for the whole, so that the answer is of one moment.
             self.upto = self.chain_len();
             return Ok(true);

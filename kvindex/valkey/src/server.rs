@@ -37,6 +37,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Blocks that one publisher may hold; more are refused and the publisher is marked partial.
     pub max_blocks: u64,
+    /// (Block, publisher) pairs that routings may announce.
+    pub max_speculative: usize,
 }
 
 impl Default for Config {
@@ -53,6 +55,7 @@ impl Default for Config {
             lease: Duration::from_secs(6),
             timeout: Duration::from_secs(1),
             max_blocks: 1 << 20,
+            max_speculative: 1 << 20,
         }
     }
 }
@@ -68,6 +71,7 @@ impl std::fmt::Debug for Config {
             .field("lease", &self.lease)
             .field("timeout", &self.timeout)
             .field("max_blocks", &self.max_blocks)
+            .field("max_speculative", &self.max_speculative)
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
 //! What real engines recorded: every request's cached tokens must be what the engine itself reported, and every
 //! number of the answer what the embedded index says.
 
+#[allow(dead_code, reason = "no request was announced when these were recorded")]
 #[path = "support/beside.rs"]
 mod beside;
 #[path = "../../tests/support/recorded.rs"]
@@ -9,6 +10,7 @@ mod recorded;
 mod replant;
 #[path = "support/servers.rs"]
 mod servers;
+#[allow(dead_code, reason = "no request was announced when these were recorded")]
 #[path = "../../tests/support/shadow.rs"]
 mod shadow;
 

@@ -39,7 +39,7 @@ async fn a_server_is_reached_with_tls_and_a_user_of_few_rights() {
     let identity = certify(dir.path(), "client", &ca);
     let file = |name: &str| dir.path().join(name).display().to_string();
     let (certificate, key, authority) = (file("server.crt"), file("server.key"), file("ca.crt"));
-    let rights = "on >secret ~{kvd:* +@hash +@string +@keyspace +@transaction +info +cluster +ping";
+    let rights = "on >secret ~{kvd:* +@hash +@string +@stream +@keyspace +@transaction +info +cluster +ping";
     let Some(servers) = Servers::guarded(&[
         "--tls-cert-file",
         &certificate,
@@ -78,6 +78,12 @@ async fn a_server_is_reached_with_tls_and_a_user_of_few_rights() {
     writer.renew(Health { live: true, complete: true }).await.expect("rights to write");
     let asked = shared.query(&Query::new("t", "m", Prompt::tokens(&[1, 2]))).await.expect("rights to ask");
     assert_eq!(asked.vouched[0].standing, Standing::Live);
+    let query = Query { speculative: true, ..Query::new("t", "m", Prompt::tokens(&[1, 2])) };
+    let blocks = [(id, vec![kvproto::SeqHash(1)])];
+    let noted = shared.announce("r", &blocks, Duration::from_secs(60)).await.expect("rights to announce");
+    shared.query(&query).await.expect("rights to ask");
+    assert_eq!((noted, shared.speculative()), (1, 1), "it was read");
+    assert!(shared.forget("r").await.expect("rights to forget"));
     writer.clear().await.expect("rights to clear");
     writer.retire().await.expect("rights to retire");
 

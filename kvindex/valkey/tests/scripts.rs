@@ -26,7 +26,7 @@ use std::rc::Rc;
 use beside::Beside;
 use kvindex::{Answer, HolderId, HolderSpec, Query};
 use kvindex_valkey::Shared;
-use kvproto::Batch;
+use kvproto::{Batch, SeqHash};
 use replay::{difference, replay_with, scripts};
 use servers::Servers;
 use shadow::Shadow;
@@ -57,6 +57,15 @@ impl Shadow for Lent {
     }
     fn clear(&mut self, id: HolderId) {
         self.0.borrow_mut().clear(id);
+    }
+    fn announce(&mut self, request: &str, blocks: &[(HolderId, Vec<SeqHash>)], until: u64) {
+        self.0.borrow_mut().announce(request, blocks, until);
+    }
+    fn forget(&mut self, request: &str) {
+        self.0.borrow_mut().forget(request);
+    }
+    fn expire(&mut self, now: u64) {
+        self.0.borrow_mut().expire(now);
     }
     fn compare(&self, query: &Query<'_>, answer: &Answer) -> Result<(), String> {
         self.0.borrow().compare(query, answer)

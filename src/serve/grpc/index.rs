@@ -82,7 +82,7 @@ impl IndexService for IndexApi {
         request: Request<kv::ForgetRoutingRequest>,
     ) -> Result<Response<kv::ForgetRoutingResponse>, Status> {
         let request = request.into_inner();
-        let found = self.service.forget_routing(&request.request_id)?;
+        let found = self.service.forget_routing(&request.request_id, Told::ByClient)?;
         self.service.peers.outbox.tell(&kv::PeerNews { news: Some(News::Forgotten(request)) });
         Ok(Response::new(kv::ForgetRoutingResponse { found }))
     }

@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use kvindex::remote::changes;
 use kvindex::{Answer, HolderId, HolderSpec, Query, Score};
 use kvindex_valkey::{Claim, Cursor, Health, QueryError, Shared, Standing, Writer};
-use kvproto::Batch;
+use kvproto::{Batch, SeqHash};
 use tokio::runtime::Handle;
 
 use crate::shadow::Shadow;
@@ -18,6 +19,8 @@ pub struct Beside {
     shared: Shared,
     runtime: Handle,
     writers: HashMap<HolderId, (Box<Writer>, u64)>,
+    /// Until when, by request: the servers' own clock is too slow for a conversation.
+    routed: HashMap<String, u64>,
     /// Answers that were the same.
     pub same: Cell<u32>,
     /// Questions that it says it does not answer.
@@ -27,7 +30,8 @@ pub struct Beside {
 impl Beside {
     pub fn new(shared: Shared) -> Beside {
         let runtime = Handle::current();
-        Beside { shared, runtime, writers: HashMap::new(), same: Cell::new(0), refused: Cell::new(0) }
+        let (writers, routed) = (HashMap::new(), HashMap::new());
+        Beside { shared, runtime, writers, routed, same: Cell::new(0), refused: Cell::new(0) }
     }
 
     fn wait<T>(&self, what: impl Future<Output = T>) -> T {
@@ -68,6 +72,26 @@ impl Shadow for Beside {
         self.writers.insert(id, (writer, n));
     }
 
+    fn announce(&mut self, request: &str, blocks: &[(HolderId, Vec<SeqHash>)], until: u64) {
+        let hour = Duration::from_secs(3600);
+        let noted = self.wait(self.shared.announce(request, blocks, hour)).expect("servers that answer");
+        self.routed.remove(request);
+        if noted > 0 {
+            self.routed.insert(request.to_owned(), until);
+        }
+    }
+
+    fn forget(&mut self, request: &str) {
+        let known = self.routed.remove(request).is_some();
+        let forgotten = self.wait(self.shared.forget(request)).expect("servers that answer");
+        assert_eq!(forgotten, known, "{request}");
+    }
+
+    fn expire(&mut self, now: u64) {
+        let over = self.routed.iter().filter(|(_, until)| **until <= now).map(|(r, _)| r.clone());
+        over.collect::<Vec<_>>().iter().for_each(|request| self.forget(request));
+    }
+
     fn compare(&self, query: &Query<'_>, answer: &Answer) -> Result<(), String> {
         let asked = match self.wait(self.shared.query(query)) {
             Ok(asked) => asked,
@@ -80,13 +104,9 @@ impl Shadow for Beside {
         if let Some(v) = asked.vouched.iter().find(|v| v.standing != Standing::Live) {
             return Err(format!("the shared index vouches for nothing: {v:?}"));
         }
-        // What is announced and what is in doubt is not kept there.
-        let plain = |s: &Score| Score {
-            speculative: s.cached,
-            suspect: s.cached,
-            weighted: (s.weighted * 1e6).round() / 1e6,
-            ..s.clone()
-        };
+        // What is in doubt is not kept there.
+        let plain =
+            |s: &Score| Score { suspect: s.cached, weighted: (s.weighted * 1e6).round() / 1e6, ..s.clone() };
         let same = |a: &Answer| Answer { scores: a.scores.iter().map(plain).collect(), ..a.clone() };
         let (got, want) = (same(&asked.answer), same(answer));
         if got != want {
