@@ -31,7 +31,7 @@ struct Rig {
     index: Index,
     ids: Vec<HolderId>,
     /// Each has stored two blocks, so that its block size is known.
-    _writers: Vec<Box<Writer>>,
+    _writers: Vec<Writer>,
 }
 
 impl Rig {
@@ -57,7 +57,7 @@ impl Rig {
             let told = changes(&HolderSpec::new("t", "m", pod, 0), &batch);
             let cursor = Cursor { seq: Some(0), ..Cursor::default() };
             writer.apply(&told, cursor, HEALTH).await.expect("servers");
-            rig._writers.push(writer);
+            rig._writers.push(*writer);
         }
         rig
     }
