@@ -13,6 +13,7 @@ mod replant;
 
 #[path = "support/recorded.rs"]
 mod recorded;
+#[allow(dead_code, reason = "no request was announced when these were recorded")]
 #[path = "support/shadow.rs"]
 mod shadow;
 

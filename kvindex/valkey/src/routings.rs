@@ -52,6 +52,9 @@ pub(crate) struct Feed {
     next: AtomicU64,
 }
 
+/// Of an entry of the stream: when it was made, by the server in milliseconds, and a number.
+type Id = (u64, u64);
+
 /// A routing of a process's own: its blocks need not be fetched.
 #[derive(Debug)]
 struct Mine {
@@ -66,7 +69,7 @@ struct Place {
     served: u64,
     /// Which server process it was read from.
     run: String,
-    last: Option<(u64, u64)>,
+    last: Option<Id>,
     /// The versions that are noted, and until when.
     noted: FxHashMap<Tag, (u64, u64)>,
     read: Option<Instant>,
@@ -204,7 +207,7 @@ impl Feed {
         &self,
         server: &Server,
         place: &mut Place,
-        words: Vec<((u64, u64), Word)>,
+        words: Vec<(Id, Word)>,
         find: &impl Fn(&str) -> Option<HolderId>,
     ) -> Result<(), RedisError> {
         let newest = words.last().map_or(0, |((ms, _), _)| *ms);
@@ -302,7 +305,7 @@ fn name(tag: Tag) -> String {
 }
 
 /// The words of a piece of the stream, and where they stand.
-fn words(value: Value) -> Result<Vec<((u64, u64), Word)>, RedisError> {
+fn words(value: Value) -> Result<Vec<(Id, Word)>, RedisError> {
     let Value::Array(entries) = value else { return Err(odd_answer()) };
     let mut out = Vec::with_capacity(entries.len());
     for entry in entries {
