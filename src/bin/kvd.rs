@@ -13,7 +13,8 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use kvd::args::{Cli, Command};
 use kvd::config::{Config, LogFormat};
-use kvd::discovery::{self, Cluster, Discovery};
+use kvd::cluster::Cluster;
+use kvd::discovery::{self, Discovery};
 use kvd::guard::dial::DialConfig;
 use kvd::guard::tls::ServerTls;
 use kvd::guard::{Dialer, Guard};
@@ -174,7 +175,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .context("start ingest")?;
     mirror.iter().for_each(|m| m.ask_health_of(&publishers));
     follow_configured(&publishers, config.publishers)?;
-    let cluster = Cluster::find(&config.discovery).await?;
+    let cluster = match config.discovery.pods.is_empty() {
+        true => None,
+        false => Some(Cluster::find(config.discovery.kubeconfig.as_deref()).await?),
+    };
     let files =
         config.data_dir.as_deref().map(|dir| Files::open(dir, Arc::clone(&catalog), config.snapshot.keep));
     let files = files.transpose().context("use the snapshots")?;

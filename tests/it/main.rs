@@ -1,5 +1,6 @@
 //! The real binaries on free ports, fed with recorded engine streams through real sockets.
 
+mod apiserver;
 mod captures;
 mod catalog;
 mod client;

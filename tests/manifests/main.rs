@@ -9,6 +9,7 @@ mod render;
 mod schema;
 mod types;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -39,7 +40,7 @@ fn rendered() -> Vec<(String, Vec<Value>)> {
             }
         }
     }
-    assert!(all.len() >= 6, "{} rendered files", all.len());
+    assert!(all.len() >= 8, "{} rendered files", all.len());
     all
 }
 
@@ -119,17 +120,38 @@ fn parts_agree_with_one_another() {
         if config.contains("[[discovery.pods]]") {
             let subject = &bound.expect("who may watch pods")["subjects"][0];
             assert_eq!(subject["name"], pod["spec"]["serviceAccountName"], "{name}");
-            let roles =
-                documents.iter().filter(|d| matches!(d["kind"].as_str(), Some("Role" | "ClusterRole")));
-            for role in roles {
-                let rule = &role["rules"][0];
-                assert_eq!(
-                    (&rule["resources"][0], rule["verbs"].as_array().map(Vec::len)),
-                    (&"pods".into(), Some(3))
-                );
+            let watched = watched_kinds(config);
+            for role in documents.iter().filter(|d| matches!(d["kind"].as_str(), Some("Role" | "ClusterRole"))) {
+                for rule in role["rules"].as_array().expect("rules") {
+                    assert_eq!(rule["verbs"], serde_json::json!(["get", "list", "watch"]), "{name}");
+                }
+                let may: BTreeSet<_> = role["rules"].as_array().expect("rules").iter().map(kind_of).collect();
+                assert_eq!(may, watched, "{name}: what may be watched is what is");
             }
         }
     }
+}
+
+/// What a rule of a role is about.
+fn kind_of(rule: &Value) -> (String, String) {
+    let text = |field: &str| rule[field][0].as_str().expect("text").to_owned();
+    (text("apiGroups"), text("resources"))
+}
+
+/// What kvd watches with this configuration.
+fn watched_kinds(config: &str) -> BTreeSet<(String, String)> {
+    let config: toml::Table = toml::from_str(config).expect("TOML");
+    let mut kinds = BTreeSet::from([("".to_owned(), "pods".to_owned())]);
+    for pods in config["discovery"]["pods"].as_array().expect("tables") {
+        if pods.get("pool_name").is_some() {
+            let group = pods.get("pool_group").and_then(toml::Value::as_str);
+            kinds.insert((group.unwrap_or("inference.networking.k8s.io").to_owned(), "inferencepools".to_owned()));
+        }
+        if pods.get("service_name").is_some() {
+            kinds.insert(("discovery.k8s.io".to_owned(), "endpointslices".to_owned()));
+        }
+    }
+    kinds
 }
 
 fn container_port<'p>(pod: &'p Value, name: &str) -> Option<&'p Value> {
