@@ -14,6 +14,7 @@ mod outcomes;
 mod python;
 mod recovery;
 mod replicas;
+mod reviews;
 mod rolling;
 mod shapes;
 mod snapshots;

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use serde_json::{Value, json};
 
-use super::{Change, Cluster, Objects, Shared};
+use super::{Change, Cluster, Objects, Shared, reviews};
 
 /// What is asked for.
 #[derive(Clone)]
@@ -29,9 +29,12 @@ impl Selector {
     fn of(uri: &Uri, query: &HashMap<String, String>) -> Option<Selector> {
         let mut path: Vec<_> = uri.path().trim_matches('/').split('/').collect();
         let place = path.iter().position(|p| *p == "namespaces");
-        let namespace = place.and_then(|at| path.drain(at..).collect::<Vec<_>>().get(1..3).map(|found| {
-            (found[0].to_owned(), found[1].to_owned())
-        }));
+        let namespace = place.and_then(|at| {
+            path.drain(at..)
+                .collect::<Vec<_>>()
+                .get(1..3)
+                .map(|found| (found[0].to_owned(), found[1].to_owned()))
+        });
         let (namespace, kind) = match namespace {
             Some((namespace, plural)) => (Some(namespace), format!("{}/{plural}", path.join("/"))),
             None => (None, path.join("/")),
@@ -55,13 +58,18 @@ impl Selector {
 
 pub(super) async fn answer(
     State(shared): State<Arc<Shared>>,
+    method: Method,
     uri: Uri,
     Query(query): Query<HashMap<String, String>>,
+    body: Bytes,
 ) -> Response {
-    let mut cluster = shared.cluster.lock().expect("no test panics inside");
-    if cluster.down {
+    if shared.cluster.lock().expect("no test panics inside").down {
         return failure(503, "ServiceUnavailable");
     }
+    if (&method, uri.path()) == (&Method::POST, reviews::PATH) {
+        return reviews::review(&shared, &body).await;
+    }
+    let mut cluster = shared.cluster.lock().expect("no test panics inside");
     let selector = Selector::of(&uri, &query);
     let Some(selector) = selector.filter(|s| cluster.kinds.contains_key(&s.kind)) else {
         // So says it a real one, without a Status.

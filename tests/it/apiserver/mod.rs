@@ -1,7 +1,8 @@
 //! A Kubernetes API server: list in pages and watch, with resource versions, bookmarks, 410 Gone in both
-//! forms, kinds that are not installed, and connections that drop.
+//! forms, kinds that are not installed, connections that drop, and reviews of tokens.
 
 mod answer;
+mod reviews;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,10 @@ struct Cluster {
     cut: u64,
     down: bool,
     bookmarks: u64,
+    /// By token.
+    accounts: BTreeMap<String, reviews::Account>,
+    reviews: u64,
+    stalled: bool,
 }
 
 #[derive(Default)]
