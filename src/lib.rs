@@ -8,6 +8,7 @@
 //! Read [`publisher`] (who is followed), then [`ingest`], [`serve`] and [`outcome`].
 
 pub mod args;
+pub mod cluster;
 pub mod config;
 pub mod ctl;
 pub mod discovery;

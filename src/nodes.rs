@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use kvproto::rpc::kv::tier_service_client::TierServiceClient;
 use tokio::sync::Semaphore;
-use tonic::transport::{Channel, Endpoint, Error};
+use tonic::transport::{Endpoint, Error};
+
+use crate::guard::Dialer;
+use crate::guard::dial::Link;
 
 /// How long connecting and a call may take: after that, what it was for is over.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -18,32 +21,39 @@ const MOST_NODES: usize = 4096;
 /// A node.
 #[derive(Clone)]
 pub(crate) struct Node {
-    pub client: TierServiceClient<Channel>,
+    pub client: TierServiceClient<Link>,
     /// One is taken for each call.
     pub calls: Arc<Semaphore>,
 }
 
 /// All that were reached, by `host:port`.
-#[derive(Default)]
-pub(crate) struct Nodes(HashMap<String, Node>);
+pub(crate) struct Nodes {
+    dialer: Dialer,
+    reached: HashMap<String, Node>,
+}
 
 impl Nodes {
+    /// None yet; they are reached as `dialer` says.
+    pub fn new(dialer: Dialer) -> Nodes {
+        Nodes { dialer, reached: HashMap::new() }
+    }
+
     /// The node at `to`. Its connection is made when it is used, and again when it broke.
     ///
     /// # Errors
     /// Where `to` is no address.
     pub fn at(&mut self, to: &str) -> Result<Node, Error> {
-        if let Some(node) = self.0.get(to) {
+        if let Some(node) = self.reached.get(to) {
             return Ok(node.clone());
         }
         let endpoint =
             Endpoint::from_shared(format!("http://{to}"))?.connect_timeout(PATIENCE).tcp_nodelay(true);
-        let client = TierServiceClient::new(endpoint.connect_lazy());
+        let client = TierServiceClient::new(self.dialer.connect_lazily(&endpoint, PATIENCE));
         let node = Node { client, calls: Arc::new(Semaphore::new(AT_ONCE)) };
-        if self.0.len() >= MOST_NODES {
-            self.0.clear();
+        if self.reached.len() >= MOST_NODES {
+            self.reached.clear();
         }
-        self.0.insert(to.to_owned(), node.clone());
+        self.reached.insert(to.to_owned(), node.clone());
         Ok(node)
     }
 }

@@ -12,8 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::Parser;
 use kvd::args::{Cli, Command};
+use kvd::cluster::Cluster;
 use kvd::config::{Config, LogFormat};
-use kvd::discovery::{self, Cluster, Discovery};
+use kvd::discovery::{self, Discovery};
 use kvd::guard::dial::DialConfig;
 use kvd::guard::tls::ServerTls;
 use kvd::guard::{Dialer, Guard};
@@ -140,9 +141,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     raise_file_limit(config.ingest.max_publishers);
-    let guard = Arc::new(Guard::load(&config.security).context("guard")?);
+    let cluster = match config.discovery.pods.is_empty() && config.security.token_review.is_none() {
+        true => None,
+        false => Some(Cluster::find(config.discovery.kubeconfig.as_deref()).await?),
+    };
+    let of_tokens = cluster.as_ref().map(|c| c.client.clone());
+    let guard = Arc::new(Guard::load(&config.security, of_tokens).context("guard")?);
     let tls = ServerTls::load(&config.security).context("read the certificate")?;
     let dialer = Dialer::load(DialConfig::of_peers(&config.security)).context("reach other replicas")?;
+    let tiers = Dialer::load(DialConfig::of_tiers(&config.security)).context("reach nodes' tiers")?;
     let catalog = match &config.data_dir {
         Some(dir) => Catalog::open(dir)?,
         None => {
@@ -174,7 +181,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .context("start ingest")?;
     mirror.iter().for_each(|m| m.ask_health_of(&publishers));
     follow_configured(&publishers, config.publishers)?;
-    let cluster = Cluster::find(&config.discovery).await?;
     let files =
         config.data_dir.as_deref().map(|dir| Files::open(dir, Arc::clone(&catalog), config.snapshot.keep));
     let files = files.transpose().context("use the snapshots")?;
@@ -184,6 +190,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     service.traces = config.traces.as_ref().map(Traces::start).transpose().context("send traces")?;
     service.peers = Peers::new(config.peers, dialer.clone());
     service.mirror = mirror.clone();
+    service.tiers = tiers.clone();
     service.guard = Arc::clone(&guard);
     service.discovery = Discovery::new(&config.discovery);
     if config.transfers.enabled {
@@ -223,6 +230,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // These end with the process.
     tokio::spawn(guard.keep_current());
     tokio::spawn(dialer.keep_current());
+    tokio::spawn(tiers.keep_current());
     if let Some(tls) = tls {
         tokio::spawn(tls.keep_current());
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{ConfigError, invalid, set};
-use crate::discovery::{DiscoveryConfig, PodRules};
+use crate::discovery::{DiscoveryConfig, PodRules, PoolGroup, Select};
 use crate::registration::{HashSeed, Registration};
 
 /// Kinds of pods, and namespaces of one kind: each is a watch.
@@ -25,6 +25,9 @@ pub(super) struct DiscoveryTable {
 #[serde(default)]
 struct PodsTable {
     label_selector: Option<String>,
+    pool_name: Option<String>,
+    pool_group: Option<String>,
+    service_name: Option<String>,
     namespaces: Option<Vec<String>>,
     serving_ports: Option<Vec<u16>>,
     ranks: Option<u32>,
@@ -53,7 +56,11 @@ impl DiscoveryTable {
         to.file = given(file);
         to.kubeconfig = given(kubeconfig);
         to.pods = pods.into_iter().map(PodsTable::rules).collect::<Result<_, _>>()?;
-        let watches: usize = to.pods.iter().map(|p| p.namespaces.len().max(1)).sum();
+        let each = |p: &PodRules| match p.select {
+            Select::Labels(_) => 1,
+            Select::Pool { .. } | Select::Service { .. } => 2,
+        };
+        let watches: usize = to.pods.iter().map(|p| p.namespaces.len().max(1) * each(p)).sum();
         if watches > MAX_WATCHES {
             let why = format!("that many watches are too many, at most {MAX_WATCHES}; use one with \"*\"");
             return Err(invalid("discovery.pods.namespaces", watches, why));
@@ -70,6 +77,10 @@ impl DiscoveryTable {
                 p,
                 PodsTable {
                     label_selector: Some(_),
+                    // Another table's, see below.
+                    pool_name: _,
+                    pool_group: _,
+                    service_name: _,
                     namespaces: Some(_),
                     serving_ports: Some(_),
                     ranks: Some(_),
@@ -90,13 +101,54 @@ impl DiscoveryTable {
             )
         };
         pods.iter().any(every)
+            && pods.iter().any(|p| p.pool_name.is_some() && p.pool_group.is_some())
+            && pods.iter().any(|p| p.service_name.is_some())
     }
 }
 
 impl PodsTable {
+    /// Which pods; `None` where nothing is said of it.
+    fn select(&self) -> Result<Option<Select>, ConfigError> {
+        let given = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+        let (pool, service) = (given(&self.pool_name), given(&self.service_name));
+        let refuse =
+            |key: &str, value: &str, why: &str| Err(invalid(format!("discovery.pods.{key}"), value, why));
+        for (key, name) in [("pool_name", &pool), ("service_name", &service)] {
+            let Some(name) = name else { continue };
+            let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+            if name.len() > 253 || !name.chars().all(is_word) {
+                return refuse(key, name, "is no name of Kubernetes: lower-case letters, digits, - and .");
+            }
+            if self.namespaces.iter().flatten().any(|n| n == "*") {
+                return refuse(key, name, "is in a namespace: name that in namespaces instead of \"*\"");
+            }
+        }
+        let group = match given(&self.pool_group) {
+            None => PoolGroup::Stable,
+            Some(text) => {
+                text.parse().map_err(|why: String| invalid("discovery.pods.pool_group", &text, why))?
+            }
+        };
+        match (pool, service) {
+            (Some(pool), Some(_)) => refuse("pool_name", &pool, "and service_name: give one of both"),
+            (Some(pool), None) if self.label_selector.is_some() => {
+                refuse("pool_name", &pool, "selects pods by itself: leave label_selector out")
+            }
+            (Some(pool), None) if self.serving_ports.is_some() => {
+                refuse("pool_name", &pool, "has target ports: leave serving_ports out")
+            }
+            (Some(name), None) => Ok(Some(Select::Pool { name, group })),
+            (None, Some(name)) => {
+                let labels = self.label_selector.clone().unwrap_or_default();
+                Ok(Some(Select::Service { name, labels }))
+            }
+            (None, None) => Ok(self.label_selector.clone().map(Select::Labels)),
+        }
+    }
+
     fn rules(self) -> Result<PodRules, ConfigError> {
         let mut rules = PodRules::default();
-        set(&mut rules.label_selector, self.label_selector);
+        set(&mut rules.select, self.select()?);
         set(&mut rules.namespaces, self.namespaces);
         set(&mut rules.serving_ports, self.serving_ports);
         set(&mut rules.ranks, self.ranks);

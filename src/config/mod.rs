@@ -6,7 +6,7 @@
 
 mod discovery;
 mod file;
-mod security;
+pub(crate) mod security;
 mod transfers;
 pub(crate) mod units;
 mod valkey;

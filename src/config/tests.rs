@@ -65,8 +65,18 @@ fn the_example_file_names_every_key_there_is() {
             peer_ca: Some(_),
             peer_name: Some(_),
             peer_token: Some(_),
+            tier_ca: Some(_),
+            tier_name: Some(_),
+            tier_token: Some(_),
             max_requests_per_client: Some(_),
             max_rate_per_client: Some(_),
+            token_review: Some(security::TokenReviewTable {
+                audiences: Some(_),
+                cache_ttl: Some(_),
+                read: Some(_),
+                route: Some(_),
+                write: Some(_),
+            }),
         }
     ));
     assert!(matches!(peers, file::PeersTable { addresses: Some(_), compare_every: Some(_) }));
@@ -193,6 +203,15 @@ fn a_wrong_file_is_refused_with_the_key_and_the_value() {
         ("grpc_listen = \"50051\"", "grpc_listen = \"50051\": is no host:port"),
         ("[log]\nformat = \"xml\"", "log.format = \"xml\": use text or json"),
         ("[log]\nlevel = \"kvd=loud\"", "log.level = \"kvd=loud\""),
+        ("[[discovery.pods]]\npool_name = \"a\"\nservice_name = \"b\"", "give one of both"),
+        ("[[discovery.pods]]\npool_name = \"a\"\nlabel_selector = \"b=c\"", "leave label_selector out"),
+        ("[[discovery.pods]]\npool_name = \"a\"\nserving_ports = [8000]", "leave serving_ports out"),
+        ("[[discovery.pods]]\npool_name = \"a\"\nnamespaces = [\"*\"]", "is in a namespace"),
+        ("[[discovery.pods]]\nservice_name = \"a,b\"", "discovery.pods.service_name = \"a,b\": is no name"),
+        (
+            "[[discovery.pods]]\npool_name = \"a\"\npool_group = \"v1\"",
+            "discovery.pods.pool_group = \"v1\": use inf",
+        ),
         ("[index]\nllmd_hash_seed = \"1\"", "index.llmd_hash_algorithm = \"\": is missing"),
         ("[index]\nllmd_hash_algorithm = \"md5\"", "use cbor-fnv or xxh64"),
         ("[ingest]\nthreads = 0", "ingest.threads = \"0\": is outside 1..256"),
@@ -213,6 +232,31 @@ fn a_wrong_file_is_refused_with_the_key_and_the_value() {
         let error = from_toml(text).unwrap_err().to_string();
         assert!(error.contains(says), "{text}: {error}");
     }
+}
+
+#[test]
+fn what_would_guard_less_than_it_seems_to_is_refused() {
+    let review = |more: &str| format!("[security.token_review]\n{more}");
+    let wrong = [
+        ("[security]\nkey = \"k\"".to_owned(), "security.key = \"k\": goes with security.certificate"),
+        ("[security]\nread_tokens = \"r\"".to_owned(), "security.write_tokens = \"\": is missing"),
+        ("[security]\ntier_name = \"n\"".to_owned(), "security.tier_name = \"n\": needs security.tier_ca"),
+        (review(""), "security.token_review.write = \"\": is missing: nobody is given a right"),
+        (review("read = { users = [\"u\"] }"), "security.write_tokens = \"\": is missing"),
+        (review("audiences = []\nwrite = { users = [\"u\"] }"), "name whom tokens must be meant for"),
+        (review("cache_ttl = \"1h\"\nwrite = { users = [\"u\"] }"), "is outside 1s..300s"),
+        (
+            review("write = { groups = [\" \"] }"),
+            "security.token_review.write = \"\": a user or group has no name",
+        ),
+        (review("write = { user = [\"u\"] }"), "unknown key `security.token_review.write.user`"),
+    ];
+    for (text, says) in wrong {
+        let error = from_toml(&text).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    let config = from_toml(&review("write = { groups = [\"g\"] }")).unwrap().security.token_review.unwrap();
+    assert_eq!((config.audiences, config.ttl), (vec!["kvd".to_owned()], Duration::from_secs(10)));
 }
 
 #[test]

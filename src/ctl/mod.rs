@@ -12,6 +12,7 @@ mod dump;
 pub mod engine_sim;
 mod explain;
 mod follow;
+mod http;
 pub mod kvcap;
 mod links;
 mod plan;
@@ -115,6 +116,11 @@ impl Global {
 
     /// The same at another address.
     async fn kvd_at(&self, address: &str) -> anyhow::Result<Kvd> {
+        Ok(Kvd::connect(address, &self.dialer()?).await?)
+    }
+
+    /// How kvd is reached.
+    fn dialer(&self) -> anyhow::Result<Dialer> {
         let given = |path: &Option<PathBuf>| path.clone().filter(|p| !p.as_os_str().is_empty());
         let dialer = Dialer::load(DialConfig {
             ca: given(&self.tls_ca),
@@ -122,8 +128,7 @@ impl Global {
             name: self.tls_name.clone().filter(|n| !n.is_empty()),
             token: given(&self.token_file),
         });
-        let dialer = dialer.map_err(|e| UsageError(e.to_string()))?;
-        Ok(Kvd::connect(address, &dialer).await?)
+        Ok(dialer.map_err(|e| UsageError(e.to_string()))?)
     }
 
     fn paint(&self) -> Paint {

@@ -1,7 +1,5 @@
 //! Which interface of kvd is checked: gRPC or HTTP?
 
-use std::time::Duration;
-
 use kvproto::rpc::kv::{
     MmItem, Prompt, PublisherSpec, RegisterPublisherRequest, ScoreRequest, TokenIds,
     UnregisterPublisherRequest, prompt,
@@ -9,7 +7,8 @@ use kvproto::rpc::kv::{
 use serde_json::{Value, json};
 
 use crate::ctl::capture::MmFeature;
-use crate::ctl::client::{ClientError, Kvd, has_port, state_name};
+use crate::ctl::client::{ClientError, Kvd, state_name};
+use crate::ctl::http::HttpKvd;
 
 /// A running kvd, reached one way or the other.
 pub enum Target {
@@ -56,7 +55,7 @@ impl Target {
                 kvd.ingest().register_publisher(request).await.map_err(|s| kvd.failed(what(), s))?;
             }
             Target::Http(kvd) => {
-                kvd.post("/register", &as_json(publisher), what)?;
+                kvd.post("/register", &as_json(publisher), what).await?;
             }
         }
         Ok(())
@@ -76,7 +75,7 @@ impl Target {
                 kvd.ingest().unregister_publisher(request).await.map_err(|s| kvd.failed(what(), s))?;
             }
             Target::Http(kvd) => {
-                kvd.post("/unregister", &as_json(publisher), what)?;
+                kvd.post("/unregister", &as_json(publisher), what).await?;
             }
         }
         Ok(())
@@ -104,7 +103,7 @@ impl Target {
                 }))
             }
             Target::Http(kvd) => {
-                let all = kvd.get("/publishers", || "list publishers".into())?;
+                let all = kvd.get("/publishers", || "list publishers".into()).await?;
                 let found = all.as_array().into_iter().flatten().find(|p| {
                     p["instance_id"] == publisher.instance_id.as_str() && p["dp_rank"] == publisher.dp_rank
                 });
@@ -132,7 +131,7 @@ impl Target {
                 Ok(found.map(|e| e.cached_tokens))
             }
             Target::Http(kvd) => {
-                let answer = kvd.post("/query", &query(q), what)?;
+                let answer = kvd.post("/query", &query(q), what).await?;
                 let instances = answer.as_object().into_iter().flat_map(|tenants| tenants.values());
                 let found = instances.filter_map(|i| i.get(&q.publisher.instance_id)).next();
                 Ok(found.and_then(|i| i["cached_tokens_dp"][q.publisher.dp_rank.to_string()].as_u64()))
@@ -202,58 +201,4 @@ fn as_json(p: &PublisherSpec) -> Value {
         body["attention_chunk_size"] = p.attention_chunk_size.into();
     }
     body
-}
-
-/// kvd's HTTP interface.
-pub struct HttpKvd {
-    address: String,
-    agent: ureq::Agent,
-}
-
-impl HttpKvd {
-    /// kvd at `address`, `HOST:PORT`. Fails if it does not answer.
-    pub fn connect(address: &str) -> Result<HttpKvd, ClientError> {
-        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/').to_owned();
-        if !has_port(&address) {
-            return Err(ClientError::Address { flag: "http", address });
-        }
-        let config = ureq::Agent::config_builder()
-            .timeout_connect(Some(Duration::from_secs(3)))
-            .timeout_global(Some(Duration::from_secs(60)))
-            .http_status_as_error(false);
-        let kvd = HttpKvd { address, agent: config.build().into() };
-        kvd.get("/publishers", || "list publishers".into())?;
-        Ok(kvd)
-    }
-
-    fn get(&self, path: &str, what: impl Fn() -> String) -> Result<Value, ClientError> {
-        let answer = self.agent.get(format!("http://{}{path}", self.address)).call();
-        self.read(answer, what)
-    }
-
-    fn post(&self, path: &str, body: &Value, what: impl Fn() -> String) -> Result<Value, ClientError> {
-        let answer = self.agent.post(format!("http://{}{path}", self.address)).send_json(body);
-        self.read(answer, what)
-    }
-
-    fn read(
-        &self,
-        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-        what: impl Fn() -> String,
-    ) -> Result<Value, ClientError> {
-        let nobody = |reason: String| ClientError::Unreachable {
-            protocol: "HTTP",
-            flag: "http",
-            address: self.address.clone(),
-            reason,
-        };
-        let mut answer = answer.map_err(|e| nobody(e.to_string()))?;
-        let text = answer.body_mut().read_to_string().map_err(|e| nobody(e.to_string()))?;
-        if answer.status().is_success() {
-            // Some answers have no body; nothing is read from those.
-            return Ok(serde_json::from_str(&text).unwrap_or(Value::Null));
-        }
-        let message = format!("HTTP {}: {text}", answer.status().as_u16());
-        Err(ClientError::BadRequest { what: what(), message })
-    }
 }

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use super::{FeedShown, Refused};
 use crate::publisher::{PublisherKey, PublisherSpec, Sighting, Source};
 
-/// What a feed says.
+/// What is said of things: by a feed, of what it sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum Word<T = Seen> {
     /// Everything there is, and nothing else.
-    All(Vec<Seen>),
+    All(Vec<T>),
     /// Something is there, perhaps otherwise than before.
-    Is(Seen),
+    Is(T),
     /// Something is gone.
     Gone(String),
     /// It cannot be read at the moment; what it said last holds.

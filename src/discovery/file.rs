@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::board::{Seen, Standing, Word};
+use super::run::{Deaf, Feed, Gone};
 use super::{Counts, Discovery};
 use crate::registration::Registration;
 
@@ -30,12 +30,11 @@ struct Listed {
 }
 
 /// Says what the file holds until nobody listens any more.
-pub async fn watch(path: PathBuf, feed: (usize, mpsc::Sender<(usize, Word)>), discovery: Arc<Discovery>) {
-    let (number, words) = feed;
+pub async fn watch(path: PathBuf, feed: Feed, discovery: Arc<Discovery>) -> Deaf {
     let mut before: Option<io::Result<Vec<u8>>> = None;
     loop {
         let reading = path.clone();
-        let Ok(now) = tokio::task::spawn_blocking(move || content(&reading)).await else { return };
+        let Ok(now) = tokio::task::spawn_blocking(move || content(&reading)).await else { return Err(Gone) };
         if before.as_ref().is_none_or(|b| !is_same(b, &now)) {
             let word = match &now {
                 Ok(bytes) => read(&path, bytes),
@@ -53,9 +52,7 @@ pub async fn watch(path: PathBuf, feed: (usize, mpsc::Sender<(usize, Word)>), di
                     Word::Failed(why)
                 }
             };
-            if words.send((number, word)).await.is_err() {
-                return;
-            }
+            feed.say(word).await?;
             before = Some(now);
         }
         tokio::time::sleep(LOOK).await;

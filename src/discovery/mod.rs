@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! kubernetes.rs ─ pods.rs ─┐ words                 changes
-//!   (watches)    (a pod)   ├──────▶ board.rs ─▶ reconcile.rs ─▶ ingest::Publishers
-//! file.rs ─────────────────┘     what is seen    what to do
+//!   │ which pods  (a pod)  ├──────▶ board.rs ─▶ reconcile.rs ─▶ ingest::Publishers
+//!   │ pool.rs, service.rs  │     what is seen    what to do
+//!   └ watch.rs (API server)│
+//! file.rs ─────────────────┘
 //! ```
 //!
 //! A *source* (Kubernetes, a file) has *feeds*, each of which says all that it sees and then what changes.
@@ -15,10 +17,13 @@ mod board;
 mod file;
 mod kubernetes;
 mod pods;
+mod pool;
 mod reconcile;
 mod run;
+mod service;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,8 +32,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-pub use kubernetes::{Cluster, ConnectError};
-pub use pods::PodRules;
+pub use pods::{PodRules, Select};
+pub use pool::PoolGroup;
 pub use run::run;
 
 use crate::publisher::Source;
@@ -101,11 +106,11 @@ pub struct Shown {
 pub struct FeedShown {
     /// Of which source.
     pub source: Source,
-    /// The namespace and selector, or the file.
+    /// The namespace and what selects there, or the file.
     pub name: String,
     /// Whether it has said all that it sees.
     pub complete: bool,
-    /// Pods, or the file.
+    /// Pods, endpoints, pools, or the file.
     pub objects: usize,
     /// Why it cannot be read at the moment.
     pub error: Option<String>,

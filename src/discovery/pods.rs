@@ -10,6 +10,8 @@ use std::str::FromStr;
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, PodSpec, PodStatus};
 
 use super::board::{Seen, Standing};
+use super::pool::PoolGroup;
+use super::watch::name;
 use crate::publisher::PublisherSpec;
 use crate::registration::{HashSeed, Registration};
 
@@ -18,11 +20,32 @@ pub const PREFIX: &str = "kvd/";
 /// Ranks of one pod; more are a slip of the pen.
 const MAX_RANKS: u32 = 256;
 
+/// Which pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Select {
+    /// Those with these labels, in Kubernetes' syntax.
+    Labels(String),
+    /// Those that an InferencePool selects. They serve at its target ports.
+    Pool {
+        /// Its name.
+        name: String,
+        /// Its kind's API.
+        group: PoolGroup,
+    },
+    /// Those that EndpointSlices of a Service name, and endpoints of it that are no pods.
+    Service {
+        /// Its name.
+        name: String,
+        /// Only pods with these labels; empty = all.
+        labels: String,
+    },
+}
+
 /// Pods of one kind, and what is true of them where they do not say it themselves.
 #[derive(Clone, Debug)]
 pub struct PodRules {
-    /// Which pods, in Kubernetes' syntax.
-    pub label_selector: String,
+    /// Which pods.
+    pub select: Select,
     /// Where they are; none = in the namespace of kvd, "*" = in all.
     pub namespaces: Vec<String>,
     /// The fields of their registrations.
@@ -44,7 +67,7 @@ pub struct PodRules {
 impl Default for PodRules {
     fn default() -> Self {
         PodRules {
-            label_selector: "llm-d.ai/inference-serving=true".to_owned(),
+            select: Select::Labels("llm-d.ai/inference-serving=true".to_owned()),
             namespaces: Vec::new(),
             fields: Registration {
                 engine: Some("vLLM".to_owned()),
@@ -195,12 +218,6 @@ fn annotation(field: &str) -> &str {
         "hash_seed" => "hash-seed",
         other => other,
     }
-}
-
-/// `namespace/name`.
-pub fn name(pod: &Pod) -> String {
-    let text = |t: &Option<String>| t.clone().unwrap_or_default();
-    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
 }
 
 /// Where the pod is reached; `None` where it is not yet, or is on its way out.

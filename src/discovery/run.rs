@@ -9,10 +9,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use super::board::{Board, Wanted};
-use super::kubernetes::Cluster;
+use super::board::{Board, Wanted, Word};
 use super::reconcile::decide;
-use super::{Counts, DiscoveryConfig, Refused, Shown, file};
+use super::{Counts, DiscoveryConfig, Refused, Shown, file, kubernetes};
+use crate::cluster::Cluster;
 use crate::publisher::Source;
 use crate::serve::Service;
 
@@ -22,30 +22,49 @@ const WAITING: usize = 4096;
 /// changed behind its back.
 const NOW_AND_THEN: Duration = Duration::from_secs(15);
 
+/// One place that is looked at, as what looks there speaks.
+#[derive(Clone)]
+pub struct Feed {
+    number: usize,
+    words: mpsc::Sender<(usize, Word)>,
+}
+
+/// Nobody listens any more.
+#[derive(Debug)]
+pub struct Gone;
+
+/// How speaking ends.
+pub type Deaf = Result<(), Gone>;
+
+impl Feed {
+    /// Says a word.
+    ///
+    /// # Errors
+    /// If nobody listens any more.
+    pub async fn say(&self, word: Word) -> Deaf {
+        self.words.send((self.number, word)).await.map_err(|_| Gone)
+    }
+}
+
 /// Follows what is seen until dropped.
 pub async fn run(service: Arc<Service>, config: DiscoveryConfig, cluster: Option<Cluster>) {
     let mut board = Board::default();
     let (words, mut heard) = mpsc::channel(WAITING);
     let mut feeds = JoinSet::new();
     let discovery = Arc::clone(&service.discovery);
+    let feed = |board: &mut Board, source, name| {
+        let number = board.add_feed(source, name);
+        Feed { number, words: words.clone() }
+    };
     if let Some(path) = config.file {
-        let number = board.add_feed(Source::File, path.display().to_string());
-        feeds.spawn(file::watch(path, (number, words.clone()), Arc::clone(&discovery)));
+        let feed = feed(&mut board, Source::File, path.display().to_string());
+        feeds.spawn(file::watch(path, feed, Arc::clone(&discovery)));
     }
     if let Some(cluster) = &cluster {
         for rules in config.pods {
-            let rules = Arc::new(rules);
-            for namespace in cluster.namespaces(&rules) {
-                let place = namespace.as_deref().unwrap_or("*");
-                let name = format!("pods {place} {}", rules.label_selector);
-                let number = board.add_feed(Source::Kubernetes, name);
-                let feed = (number, words.clone());
-                feeds.spawn(cluster.watch(
-                    namespace.as_deref(),
-                    Arc::clone(&rules),
-                    feed,
-                    Arc::clone(&discovery),
-                ));
+            for place in kubernetes::places(cluster, &rules, &discovery) {
+                let feed = |name| feed(&mut board, Source::Kubernetes, name);
+                feeds.spawn(kubernetes::follow(place, rules.clone(), feed));
             }
         }
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::board::{Board, Seen, Standing, Word};
 use super::pods::PodRules;
 use super::reconcile::{Changes, decide};
-use super::{file, pods};
+use super::{file, watch};
 use crate::ingest::testing::dialled;
 use crate::publisher::{Followed, Origin, PublisherSpec, Source};
 
@@ -45,7 +45,7 @@ fn a_pod_that_says_only_its_model_is_followed_at_the_usual_ports() {
     };
     assert_eq!(all, [expected]);
     assert_eq!(seen(|_| {}).identity, "u/c");
-    assert_eq!(pods::name(&pod(|_| {})), "ns/p");
+    assert_eq!(watch::name(&pod(|_| {})), "ns/p");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::MetadataValue;
@@ -53,6 +54,16 @@ impl DialConfig {
             own: config.certificate.clone().zip(config.key.clone()),
             name: config.peer_name.clone(),
             token: config.peer_token.clone(),
+        }
+    }
+
+    /// How nodes' tiers are reached.
+    pub fn of_tiers(config: &SecurityConfig) -> DialConfig {
+        DialConfig {
+            ca: config.tier_ca.clone(),
+            own: config.certificate.clone().zip(config.key.clone()),
+            name: config.tier_name.clone(),
+            token: config.tier_token.clone(),
         }
     }
 }
@@ -106,6 +117,30 @@ impl Dialer {
         InterceptedService::new(channel, self.bearer())
     }
 
+    /// A connection to speak HTTP/1.1 on.
+    ///
+    /// # Errors
+    /// If nobody is there, or not who should be.
+    pub async fn wire(&self, address: &str, patience: Duration) -> io::Result<Box<dyn Stream>> {
+        let uri: Uri = format!("http://{address}").parse().map_err(io::Error::other)?;
+        let Some(tls) = &self.tls else {
+            let (host, port) = place(&uri)?;
+            let dial = TcpStream::connect((host, port));
+            let tcp = tokio::time::timeout(patience, dial).await;
+            let tcp = tcp.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            tcp.set_nodelay(true)?;
+            return Ok(Box::new(tcp));
+        };
+        let mut config = ClientConfig::clone(&tls.now());
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Box::new(shake_hands_by(&uri, Arc::new(config), self.name.as_deref(), patience).await?))
+    }
+
+    /// The header that shows the token.
+    pub fn token(&self) -> Option<http::HeaderValue> {
+        self.token.as_ref().and_then(|t| t.now().header())
+    }
+
     fn bearer(&self) -> Bearer {
         Bearer { token: self.token.clone() }
     }
@@ -120,25 +155,46 @@ impl Dialer {
     }
 }
 
+/// What is spoken on, either way.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 async fn shake_hands(
     uri: Uri,
     tls: Arc<Reloaded<Arc<ClientConfig>>>,
     name: Option<String>,
     patience: Duration,
 ) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
-    let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{uri}: {what}"));
-    let host = uri.host().ok_or_else(|| wrong("no host"))?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let port = uri.port_u16().ok_or_else(|| wrong("no port"))?;
-    let name =
-        ServerName::try_from(name.as_deref().unwrap_or(bare).to_owned()).map_err(|_| wrong("no name"))?;
+    let config = Arc::clone(&*tls.now());
+    shake_hands_by(&uri, config, name.as_deref(), patience).await.map(TokioIo::new)
+}
+
+async fn shake_hands_by(
+    uri: &Uri,
+    config: Arc<ClientConfig>,
+    name: Option<&str>,
+    patience: Duration,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let (bare, port) = place(uri)?;
+    let name = ServerName::try_from(name.unwrap_or(bare).to_owned()).map_err(|_| wrong(uri, "no name"))?;
     let dial = async {
         let tcp = TcpStream::connect((bare, port)).await?;
         tcp.set_nodelay(true)?;
-        let config = Arc::clone(&*tls.now());
-        Ok(TokioIo::new(TlsConnector::from(config).connect(name, tcp).await?))
+        TlsConnector::from(config).connect(name, tcp).await
     };
     tokio::time::timeout(patience, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// The host, without the brackets of an IPv6 address, and the port.
+fn place(uri: &Uri) -> io::Result<(&str, u16)> {
+    let host = uri.host().ok_or_else(|| wrong(uri, "no host"))?;
+    let port = uri.port_u16().ok_or_else(|| wrong(uri, "no port"))?;
+    Ok((host.trim_start_matches('[').trim_end_matches(']'), port))
+}
+
+fn wrong(uri: &Uri, what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("{uri}: {what}"))
 }
 
 /// Shows a token, as it is when the call is made.

@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 
 use super::access::Access;
 use super::wire::Caller;
-use super::{Guard, Permit, Refusal};
+use super::{Admission, Guard, Permit, Refusal};
 
 /// Puts a service behind the guard.
 #[derive(Clone, Debug)]
@@ -62,6 +62,8 @@ impl Answer for tonic::body::Body {
         let code = match refusal {
             Refusal::NoToken | Refusal::Unknown => Code::Unauthenticated,
             Refusal::Forbidden(_) => Code::PermissionDenied,
+            // Another replica may know.
+            Refusal::Unreviewed(_) => Code::Unavailable,
             Refusal::TooManyAtATime | Refusal::TooOften => Code::ResourceExhausted,
         };
         tonic::Status::new(code, refusal.to_string()).into_http()
@@ -81,6 +83,7 @@ impl Answer for axum::body::Body {
         let (status, field) = match refusal {
             Refusal::NoToken | Refusal::Unknown => (StatusCode::UNAUTHORIZED, "authorization"),
             Refusal::Forbidden(_) => (StatusCode::FORBIDDEN, "authorization"),
+            Refusal::Unreviewed(_) => (StatusCode::SERVICE_UNAVAILABLE, "authorization"),
             Refusal::TooManyAtATime | Refusal::TooOften => (StatusCode::TOO_MANY_REQUESTS, "requests"),
         };
         let text = serde_json::json!({"error": refusal.to_string(), "field": field}).to_string();
@@ -101,9 +104,10 @@ impl Answer for axum::body::Body {
 
 impl<S, B, R> Service<Request<B>> for Gate<S>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
+    B: Send + 'static,
     R: Answer,
 {
     type Response = Response<R>;
@@ -121,12 +125,26 @@ where
         let nobody = Caller::default();
         let caller = request.extensions().get::<Caller>().unwrap_or(&nobody);
         match self.guard.admit(R::access(&request), request.headers(), caller) {
-            Ok(None) => Either::Left(self.inner.call(request)),
-            Ok(Some(permit)) => {
+            Admission::Now(Ok(None)) => Either::Left(self.inner.call(request)),
+            Admission::Now(Ok(Some(permit))) => {
                 let answer = self.inner.call(request);
                 Either::Right(Box::pin(async move { Ok(answer.await?.map(|body| body.hold(permit))) }))
             }
-            Err(refusal) => Either::Right(Box::pin(std::future::ready(Ok(R::refuse(refusal))))),
+            Admission::Now(Err(refusal)) => {
+                Either::Right(Box::pin(std::future::ready(Ok(R::refuse(refusal)))))
+            }
+            Admission::Later(admitted) => {
+                // What is ready is this one, not its copy.
+                let copy = self.inner.clone();
+                let mut inner = std::mem::replace(&mut self.inner, copy);
+                Either::Right(Box::pin(async move {
+                    match admitted.await {
+                        Ok(None) => inner.call(request).await,
+                        Ok(Some(permit)) => Ok(inner.call(request).await?.map(|body| body.hold(permit))),
+                        Err(refusal) => Ok(R::refuse(refusal)),
+                    }
+                }))
+            }
         }
     }
 }

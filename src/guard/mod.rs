@@ -3,7 +3,8 @@
 //! ```text
 //! wire.rs ─▶ connections, plain or by tls.rs ─▶ gate.rs ─▶ the services
 //!                                                 │ access.rs  which right a call needs
-//!                                                 │ tokens.rs  which rights a token gives
+//!                                                 │ tokens.rs  which rights a token of a file gives
+//!                                                 │ review/    which a token of the cluster gives
 //!                                                 └ limits.rs  how much one client may ask
 //! dial.rs: the same from the other side, towards other replicas
 //! ```
@@ -16,6 +17,7 @@ pub mod dial;
 mod gate;
 mod limits;
 mod reload;
+pub mod review;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -28,12 +30,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use kube::Client as ClusterClient;
 use parking_lot::Mutex;
 
 use access::Access;
 use limits::{Limit, Used};
+use review::{ReviewConfig, Reviewer, Standing, Verdict};
 use tokens::{Digest, Tokens};
 use wire::Caller;
 
@@ -59,6 +64,8 @@ pub struct SecurityConfig {
     pub route_tokens: Option<PathBuf>,
     /// The same.
     pub write_tokens: Option<PathBuf>,
+    /// Which tokens of the cluster are accepted besides.
+    pub token_review: Option<ReviewConfig>,
     /// Who signs other replicas' certificates, PEM; with it, they are spoken to by TLS, with the
     /// certificate above as this one's own.
     pub peer_ca: Option<PathBuf>,
@@ -66,6 +73,12 @@ pub struct SecurityConfig {
     pub peer_name: Option<String>,
     /// The token that is shown to other replicas: the first of the file.
     pub peer_token: Option<PathBuf>,
+    /// The same of nodes' tiers, which are told what to prefetch.
+    pub tier_ca: Option<PathBuf>,
+    /// The same of nodes' tiers.
+    pub tier_name: Option<String>,
+    /// The same of nodes' tiers.
+    pub tier_token: Option<PathBuf>,
     /// What one client may ask.
     pub limit: Limit,
 }
@@ -75,6 +88,10 @@ pub struct SecurityConfig {
 pub struct Guard {
     /// By right, the least first.
     tokens: [Option<Arc<Reloaded<Tokens>>>; 3],
+    /// Rights that the cluster's tokens give, by right.
+    grants: [bool; 3],
+    /// Knows the cluster's tokens.
+    pub reviewer: Option<Arc<Reviewer>>,
     limit: Limit,
     used: Mutex<Used>,
     /// What was refused.
@@ -88,12 +105,14 @@ pub struct Refused {
     pub unknown: AtomicU64,
     /// With a token that does not give the right.
     pub forbidden: AtomicU64,
+    /// With a token that the cluster could not be asked about.
+    pub unreviewed: AtomicU64,
     /// Over a client's limit.
     pub limited: AtomicU64,
 }
 
 /// Why a call is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It shows no token.
     #[error("authorization: a bearer token is required")]
@@ -104,6 +123,9 @@ pub enum Refusal {
     /// Its token gives less.
     #[error("authorization: the token does not give the right to {}", .0.name())]
     Forbidden(Access),
+    /// It shows one that is in no file, and that the cluster cannot be asked about.
+    #[error("authorization: the token is in no file, and the cluster cannot be asked about it: {0}")]
+    Unreviewed(review::Away),
     /// Its client has too many calls under way.
     #[error("too many requests of this client at a time")]
     TooManyAtATime,
@@ -136,12 +158,32 @@ impl Drop for Permit {
     }
 }
 
+/// Whether a call may go on, and what is to be kept until it is over.
+pub type Admitted = Result<Option<Permit>, Refusal>;
+
+/// When that is known.
+pub enum Admission {
+    /// Now.
+    Now(Admitted),
+    /// When the cluster has said whose its token is.
+    Later(BoxFuture<'static, Admitted>),
+}
+
+/// What a call's token comes to.
+enum Shown {
+    /// The token that gives the right; `None` where none is needed.
+    Good(Option<Digest>),
+    Bad(Refusal),
+    /// The cluster is asked.
+    Asked(Digest, BoxFuture<'static, Result<Verdict, review::Away>>),
+}
+
 impl Guard {
-    /// Reads what `config` names.
+    /// Reads what `config` names. Its `token_review` needs a `cluster`.
     ///
     /// # Errors
     /// Names the file that cannot be used.
-    pub fn load(config: &SecurityConfig) -> Result<Guard, LoadError> {
+    pub fn load(config: &SecurityConfig, cluster: Option<ClusterClient>) -> Result<Guard, LoadError> {
         let files = [&config.read_tokens, &config.route_tokens, &config.write_tokens];
         let mut guard = Guard { limit: config.limit, ..Guard::default() };
         for (place, file) in guard.tokens.iter_mut().zip(files) {
@@ -149,47 +191,58 @@ impl Guard {
                 *place = Some(Arc::new(Reloaded::load(vec![path.clone()], Tokens::read)?));
             }
         }
+        if let Some(review) = &config.token_review {
+            guard.grants = review.grants.by_right().map(|(_, subjects)| !subjects.is_empty());
+            guard.reviewer = cluster.map(|client| Reviewer::new(review, client));
+        }
         Ok(guard)
     }
 
     /// Whether there is nothing to decide.
     pub fn is_open(&self) -> bool {
-        self.tokens.iter().all(Option::is_none) && self.limit.is_none()
+        !self.is_guarded(2) && self.limit.is_none()
+    }
+
+    /// Whether the right of this place, or one before it, is asked for: whoever asks tokens for less asks
+    /// them for more.
+    fn is_guarded(&self, place: usize) -> bool {
+        self.tokens[..=place].iter().any(Option::is_some) || self.grants[..=place].contains(&true)
     }
 
     /// Whether a call may go on, and what is to be kept until it is over.
-    ///
-    /// # Errors
-    /// Says why not.
-    pub fn admit(
-        self: &Arc<Self>,
-        access: Access,
-        headers: &HeaderMap,
-        caller: &Caller,
-    ) -> Result<Option<Permit>, Refusal> {
-        let admitted = self.decide(access, headers, caller, Instant::now());
-        let counter = match admitted {
+    pub fn admit(self: &Arc<Self>, access: Access, headers: &HeaderMap, caller: &Caller) -> Admission {
+        let Some(needed) = access.place() else {
+            // Whether kvd is well may be asked always.
+            return Admission::Now(Ok(None));
+        };
+        let now = Instant::now();
+        match self.shown(access, needed, headers, now) {
+            Shown::Good(token) => Admission::Now(self.count(self.enter(token, caller, now))),
+            Shown::Bad(refusal) => Admission::Now(self.count(Err(refusal))),
+            Shown::Asked(token, asked) => {
+                let (guard, caller) = (Arc::clone(self), caller.clone());
+                Admission::Later(Box::pin(async move {
+                    let right = of_verdict(asked.await, access);
+                    guard.count(right.and_then(|()| guard.enter(Some(token), &caller, Instant::now())))
+                }))
+            }
+        }
+    }
+
+    fn count(&self, admitted: Admitted) -> Admitted {
+        let counter = match &admitted {
             Ok(_) => return admitted,
             Err(Refusal::NoToken | Refusal::Unknown) => &self.refused.unknown,
             Err(Refusal::Forbidden(_)) => &self.refused.forbidden,
+            Err(Refusal::Unreviewed(_)) => &self.refused.unreviewed,
             Err(Refusal::TooManyAtATime | Refusal::TooOften) => &self.refused.limited,
         };
         counter.fetch_add(1, Relaxed);
         admitted
     }
 
-    fn decide(
-        self: &Arc<Self>,
-        access: Access,
-        headers: &HeaderMap,
-        caller: &Caller,
-        now: Instant,
-    ) -> Result<Option<Permit>, Refusal> {
-        let Some(needed) = access.place() else {
-            // Whether kvd is well may be asked always.
-            return Ok(None);
-        };
-        let token = self.has_right(access, needed, headers)?;
+    /// Counts a call that may be made against what its client may ask.
+    fn enter(self: &Arc<Self>, token: Option<Digest>, caller: &Caller, now: Instant) -> Admitted {
         if self.limit.is_none() {
             return Ok(None);
         }
@@ -202,30 +255,29 @@ impl Guard {
         Ok(Some(Permit { guard: Arc::clone(self), client }))
     }
 
-    /// The token that gives the right; `None` where none is needed.
-    fn has_right(
-        &self,
-        access: Access,
-        needed: usize,
-        headers: &HeaderMap,
-    ) -> Result<Option<Digest>, Refusal> {
-        // Whoever asks tokens for less asks them for more.
-        if self.tokens[..=needed].iter().all(Option::is_none) {
-            return Ok(None);
+    fn shown(&self, access: Access, needed: usize, headers: &HeaderMap, now: Instant) -> Shown {
+        if !self.is_guarded(needed) {
+            return Shown::Good(None);
         }
-        let shown = headers.get(AUTHORIZATION).map(|v| v.as_bytes()).ok_or(Refusal::NoToken)?;
-        let shown = match shown.split_at_checked(7) {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token.trim_ascii(),
-            _ => return Err(Refusal::NoToken),
-        };
-        let digest = tokens::digest(shown);
+        let Some(token) = bearer(headers) else { return Shown::Bad(Refusal::NoToken) };
+        let digest = tokens::digest(token);
         let is_in = |files: &[Option<Arc<Reloaded<Tokens>>>]| {
             files.iter().flatten().any(|tokens| tokens.now().knows(&digest))
         };
         if is_in(&self.tokens[needed..]) {
-            return Ok(Some(digest));
+            return Shown::Good(Some(digest));
         }
-        Err(if is_in(&self.tokens[..needed]) { Refusal::Forbidden(access) } else { Refusal::Unknown })
+        if is_in(&self.tokens[..needed]) {
+            return Shown::Bad(Refusal::Forbidden(access));
+        }
+        let Some(reviewer) = &self.reviewer else { return Shown::Bad(Refusal::Unknown) };
+        match reviewer.standing(token, digest, now) {
+            Standing::Later(asked) => Shown::Asked(digest, asked),
+            Standing::Now(known) => match of_verdict(known, access) {
+                Ok(()) => Shown::Good(Some(digest)),
+                Err(refusal) => Shown::Bad(refusal),
+            },
+        }
     }
 
     /// Reads files again when they change, until dropped.
@@ -234,5 +286,22 @@ impl Guard {
             tokio::time::sleep(LOOK).await;
             self.tokens.iter().flatten().for_each(|tokens| tokens.look());
         }
+    }
+}
+
+/// The token that a call shows.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let shown = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = shown.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// Whether what the cluster says of a token is enough.
+fn of_verdict(verdict: Result<Verdict, review::Away>, access: Access) -> Result<(), Refusal> {
+    match verdict {
+        Ok(Verdict::Known(Some(right))) if right >= access => Ok(()),
+        Ok(Verdict::Known(_)) => Err(Refusal::Forbidden(access)),
+        Ok(Verdict::Unknown) => Err(Refusal::Unknown),
+        Err(why) => Err(Refusal::Unreviewed(why)),
     }
 }

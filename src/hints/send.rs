@@ -6,17 +6,17 @@ use std::sync::atomic::Ordering;
 use kvproto::rpc::kv::HintRequest;
 use kvproto::rpc::kv::tier_service_client::TierServiceClient;
 use tonic::Status;
-use tonic::transport::Channel;
 use tracing::debug;
 
 use super::Hint;
+use crate::guard::dial::Link;
 use crate::nodes::{Nodes, PATIENCE};
 use crate::serve::Service;
 
 /// Sends hints for as long as the service runs. Never returns; one task runs it.
 pub async fn run(service: Arc<Service>) {
     let Some(mut waiting) = service.hints.waiting.lock().take() else { return };
-    let mut nodes = Nodes::default();
+    let mut nodes = Nodes::new(service.tiers.clone());
     while let Some(hint) = waiting.recv().await {
         let counts = &service.hints.counts;
         let node = match nodes.at(&hint.to) {
@@ -40,7 +40,7 @@ pub async fn run(service: Arc<Service>) {
     }
 }
 
-async fn tell(service: &Service, mut client: TierServiceClient<Channel>, hint: Hint) {
+async fn tell(service: &Service, mut client: TierServiceClient<Link>, hint: Hint) {
     let request = HintRequest {
         model: hint.model,
         max_blocks: u32::try_from(hint.hashes.len()).unwrap_or(u32::MAX),

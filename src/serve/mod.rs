@@ -88,6 +88,8 @@ pub struct Service {
     pub mirror: Option<Arc<Mirror>>,
     /// The other replicas.
     pub peers: Peers,
+    /// How nodes' tiers are reached.
+    pub tiers: Dialer,
     /// Who may ask.
     pub guard: Arc<Guard>,
     /// What is discovered.
@@ -194,6 +196,7 @@ impl Service {
             transfers: None,
             mirror: None,
             peers: Peers::new(PeersConfig::default(), Dialer::default()),
+            tiers: Dialer::default(),
             guard: Arc::default(),
             discovery: Discovery::new(&DiscoveryConfig::default()),
             restored: OnceLock::new(),

@@ -12,7 +12,9 @@ use kvtier::store::Backend;
 use serde::Deserialize;
 
 use super::pull::{PullSettings, PullTable};
+use crate::config::security::{self, SecurityTable};
 use crate::config::units::{Bytes, Time};
+use crate::guard::SecurityConfig;
 use crate::registration::check_bind;
 
 /// Settings of `kvd tier` as they were typed.
@@ -66,6 +68,7 @@ struct File {
     grpc_listen: Option<String>,
     shared: SharedTable,
     pull: PullTable,
+    security: SecurityTable,
     log_level: Option<String>,
     policy: PolicyTable,
     model: Vec<Model>,
@@ -148,6 +151,8 @@ pub struct TierConfig {
     pub shared: Option<SharedConfig>,
     /// Pulling from other nodes and giving to them, where that is wanted.
     pub pull: Option<PullSettings>,
+    /// What it is guarded by.
+    pub security: SecurityConfig,
     /// What is logged.
     pub log_level: String,
     /// The policy.
@@ -183,6 +188,9 @@ pub enum TierConfigError {
         /// The keys, with their tables.
         keys: Vec<String>,
     },
+    /// `[security]` would guard less than it seems to.
+    #[error(transparent)]
+    Security(#[from] crate::config::ConfigError),
     /// A value that makes no sense.
     #[error("{key}: {why}")]
     Invalid {
@@ -276,6 +284,7 @@ impl TierConfig {
             },
             shared,
             pull: file.pull.check()?,
+            security: guarded(file.security)?,
             models: file.model,
         };
         config.check()?;
@@ -316,6 +325,18 @@ impl TierConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// As kvd is; whom kvd speaks to, a tier does not.
+fn guarded(table: SecurityTable) -> Result<SecurityConfig, TierConfigError> {
+    let mut config = SecurityConfig::default();
+    table.apply(&mut config);
+    security::check(&config)?;
+    let of_others = [&config.peer_ca, &config.peer_token, &config.tier_ca, &config.tier_token];
+    match of_others.iter().all(|file| file.is_none()) {
+        true => Ok(config),
+        false => Err(invalid("security", "peer_ and tier_ keys are kvd's: a tier calls nobody")),
     }
 }
 

@@ -17,7 +17,6 @@ use kvtier::shared::{Objects, Shared, store_at};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 use super::config::TierConfig;
@@ -25,6 +24,9 @@ use super::grpc::TierApi;
 use super::metrics;
 use super::publish::{Publisher, Sockets};
 use super::pull::Pulling;
+use crate::cluster::Cluster;
+use crate::guard::tls::ServerTls;
+use crate::guard::{GateLayer, Guard, wire};
 use crate::serve::http::connections;
 use crate::wall::unix_ms;
 
@@ -233,6 +235,12 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     std::fs::create_dir_all(&config.folder).with_context(|| format!("make {}", config.folder.display()))?;
+    let cluster = match &config.security.token_review {
+        None => None,
+        Some(_) => Some(Cluster::find(None).await?.client),
+    };
+    let guard = Arc::new(Guard::load(&config.security, cluster).context("guard")?);
+    let tls = ServerTls::load(&config.security).context("read the certificate")?;
     let http = TcpListener::bind(&config.http_listen)
         .await
         .with_context(|| format!("answer HTTP on {}", config.http_listen))?;
@@ -250,11 +258,18 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     let puller = running.pulling.as_ref().map(|pulling| pulling.puller.clone());
     let service = TierServiceServer::new(TierApi::new(running.node.clone(), puller))
         .max_decoding_message_size(MOST_REQUEST);
-    let serve = tonic::transport::Server::builder().add_service(service);
-    let grpc = tokio::spawn(serve.serve_with_incoming_shutdown(TcpIncoming::from(grpc), async move {
+    let gate = GateLayer::new(Arc::clone(&guard));
+    let serve = tonic::transport::Server::builder().layer(gate.clone()).add_service(service);
+    let incoming = wire::incoming(grpc, tls.clone());
+    let grpc = tokio::spawn(serve.serve_with_incoming_shutdown(incoming, async move {
         let _ = told.wait_for(|stop| *stop).await;
     }));
-    let server = tokio::spawn(connections::serve(router(&running), http, None, async move {
+    // These end with the process.
+    tokio::spawn(guard.keep_current());
+    if let Some(tls) = &tls {
+        tokio::spawn(Arc::clone(tls).keep_current());
+    }
+    let server = tokio::spawn(connections::serve(router(&running).layer(gate), http, tls, async move {
         // An error means that the sender is gone, and so is the reason to go on.
         let _ = stopping.wait_for(|stop| *stop).await;
     }));

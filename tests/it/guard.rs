@@ -339,3 +339,24 @@ fn a_client_over_its_limit_is_told_so() {
     assert_eq!(kvd.post("/query", &question).0, 200, "it may go on");
     assert!(kvd.metric("kvd_refused_limited_total") > 0.0);
 }
+
+#[test]
+fn kvctl_verifies_a_guarded_kvd_over_http() {
+    let folder = TempDir::new().expect("a directory");
+    let (kvd, ours, _) = guarded(folder.path());
+    let write = folder.path().join("w").display().to_string();
+    let (ca, certificate, key) = (ours.path("ca.crt"), ours.path("tls.crt"), ours.path("tls.key"));
+    let capture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/captures/vllm032-main-b32.json");
+    let verify = |access: &[&str]| {
+        let mut kvctl = Command::new(env!("CARGO_BIN_EXE_kvctl"));
+        kvctl.args(["--http", &kvd.http]).args(access).args(["verify", "--via", "http"]).arg(&capture);
+        kvctl.output().expect("run kvctl")
+    };
+    let tls = ["--tls-ca", &ca, "--tls-name", "kvd.test", "--tls-cert", &certificate, "--tls-key", &key];
+    let out = verify(&[&tls[..], &["--token-file", &write]].concat());
+    assert!(out.status.success(), "{}", said(&out));
+    let out = verify(&tls);
+    assert!(!out.status.success() && said(&out).contains("HTTP 401"), "{}", said(&out));
+    let out = verify(&["--token-file", &write]);
+    assert!(!out.status.success() && said(&out).contains("cannot reach kvd"), "{}", said(&out));
+}

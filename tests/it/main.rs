@@ -1,5 +1,6 @@
 //! The real binaries on free ports, fed with recorded engine streams through real sockets.
 
+mod apiserver;
 mod captures;
 mod catalog;
 mod client;
@@ -13,6 +14,7 @@ mod outcomes;
 mod python;
 mod recovery;
 mod replicas;
+mod reviews;
 mod rolling;
 mod shapes;
 mod snapshots;

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use crate::{deploy, read};
 
-const OVERLAYS: [&str; 3] = ["single", "everywhere", "production"];
+const OVERLAYS: [&str; 6] = ["single", "everywhere", "pool", "production", "reviewed", "valkey"];
 
 #[test]
 fn the_base_is_what_the_chart_gives() {

@@ -9,6 +9,7 @@ mod render;
 mod schema;
 mod types;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -39,7 +40,7 @@ fn rendered() -> Vec<(String, Vec<Value>)> {
             }
         }
     }
-    assert!(all.len() >= 6, "{} rendered files", all.len());
+    assert!(all.len() >= 11, "{} rendered files", all.len());
     all
 }
 
@@ -115,21 +116,78 @@ fn parts_agree_with_one_another() {
             let claim = claims.iter().any(|c| c["metadata"]["name"] == mount["name"]);
             assert!(volume ^ claim, "{name}: {}", mount["name"]);
         }
-        let bound = documents.iter().find(|d| d["kind"].as_str().is_some_and(|k| k.ends_with("Binding")));
-        if config.contains("[[discovery.pods]]") {
-            let subject = &bound.expect("who may watch pods")["subjects"][0];
-            assert_eq!(subject["name"], pod["spec"]["serviceAccountName"], "{name}");
-            let roles =
-                documents.iter().filter(|d| matches!(d["kind"].as_str(), Some("Role" | "ClusterRole")));
-            for role in roles {
-                let rule = &role["rules"][0];
-                assert_eq!(
-                    (&rule["resources"][0], rule["verbs"].as_array().map(Vec::len)),
-                    (&"pods".into(), Some(3))
-                );
-            }
+        let config: toml::Table = toml::from_str(config).expect("TOML");
+        let used = rights_used(&config);
+        let roles = documents.iter().filter(|d| matches!(d["kind"].as_str(), Some("Role" | "ClusterRole")));
+        let mut given = BTreeSet::new();
+        for role in roles {
+            // Every namespace has the same.
+            given.extend(role["rules"].as_array().expect("rules").iter().map(right_of));
+            let of_role = |d: &&Value| d["roleRef"]["name"] == role["metadata"]["name"];
+            let bound = documents.iter().find(of_role).expect("a role is somebody's");
+            assert_eq!(bound["roleRef"]["kind"], role["kind"], "{name}");
+            assert_eq!(bound["subjects"][0]["name"], pod["spec"]["serviceAccountName"], "{name}");
+        }
+        assert_eq!(given, used, "{name}: what may be done is what is done");
+        assert_eq!(pod["spec"]["automountServiceAccountToken"], !used.is_empty(), "{name}");
+        for file in files_of(&config) {
+            let mounts = pod["spec"]["containers"][0]["volumeMounts"].as_array().expect("mounts");
+            let is_there = |m: &Value| file.starts_with(m["mountPath"].as_str().expect("a path"));
+            assert!(mounts.iter().any(is_there), "{name}: {file} is mounted");
+        }
+        let policy = documents.iter().find(|d| d["kind"] == "NetworkPolicy");
+        let urls = config.get("index").and_then(|i| i.get("valkey")?.get("urls")?.as_array().cloned());
+        for url in urls.into_iter().flatten() {
+            let (_, port) = url.as_str().expect("text").rsplit_once(':').expect("a port");
+            let Some(policy) = policy else { continue };
+            let egress = policy["spec"]["egress"].as_array().expect("rules");
+            let mut ports = egress.iter().flat_map(|rule| rule["ports"].as_array().expect("ports"));
+            assert!(ports.any(|p| p["port"].to_string() == port), "{name}: {url} can be reached");
         }
     }
+}
+
+/// What kvd needs to be allowed with this configuration: verb, group and resource.
+fn rights_used(config: &toml::Table) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    let mut watch = |kind: &str| used.insert(format!("get,list,watch {kind}"));
+    let pods = config.get("discovery").and_then(|d| d.get("pods")?.as_array().cloned());
+    for pods in pods.into_iter().flatten() {
+        watch("/pods");
+        if pods.get("pool_name").is_some() {
+            let group = pods.get("pool_group").and_then(toml::Value::as_str);
+            watch(&format!("{}/inferencepools", group.unwrap_or("inference.networking.k8s.io")));
+        }
+        if pods.get("service_name").is_some() {
+            watch("discovery.k8s.io/endpointslices");
+        }
+    }
+    if config.get("security").is_some_and(|s| s.get("token_review").is_some()) {
+        used.insert("create authentication.k8s.io/tokenreviews".to_owned());
+    }
+    used
+}
+
+/// What a rule of a role allows.
+fn right_of(rule: &Value) -> String {
+    let all = |field: &str| {
+        let all = rule[field].as_array().expect("a list").iter();
+        all.map(|v| v.as_str().expect("text")).collect::<Vec<_>>().join(",")
+    };
+    format!("{} {}/{}", all("verbs"), all("apiGroups"), all("resources"))
+}
+
+/// Files that the configuration names.
+fn files_of(config: &toml::Table) -> Vec<String> {
+    fn texts(value: &toml::Value) -> Vec<String> {
+        match value {
+            toml::Value::String(text) => vec![text.clone()],
+            toml::Value::Array(all) => all.iter().flat_map(texts).collect(),
+            toml::Value::Table(table) => table.values().flat_map(texts).collect(),
+            _ => Vec::new(),
+        }
+    }
+    config.values().flat_map(texts).filter(|text| text.starts_with('/')).collect()
 }
 
 fn container_port<'p>(pod: &'p Value, name: &str) -> Option<&'p Value> {

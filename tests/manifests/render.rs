@@ -71,7 +71,7 @@ fn what_is_rendered_is_what_the_chart_gives() {
         return;
     };
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/manifests/render.go");
-    for name in ["default", "guarded", "everywhere"] {
+    for name in ["default", "guarded", "everywhere", "selected", "shared"] {
         let folder = deploy("helm/kvd/ci");
         let text = render(&go, &program, &folder.join(format!("{name}-values.yaml")));
         let path = folder.join(format!("{name}.rendered.yaml"));

@@ -1,7 +1,7 @@
 """Looks at the page in a real browser, with recorded engines and with 500 pods, and compares what it shows.
 
 Asserts: nothing is asked of anybody but kvd, the console stays silent, panels show what the JSON says, hostile
-names stay text. Times (first paint, frames) are measured and printed; they decide nothing.
+names stay text, a token is asked for where one is needed and goes nowhere else. Times (first paint, frames) are measured and printed; they decide nothing.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 
 from playwright.sync_api import sync_playwright
 
+import guarded
 from fleet import Fleet, name, tokens
 
 LAPTOP = {"width": 1366, "height": 850}
@@ -42,10 +43,10 @@ def free_port():
 
 
 class Kvd:
-    def __init__(self, args):
+    def __init__(self, args, security=""):
         self.listen = f"tcp://127.0.0.1:{free_port()}"
         config = args.dir / "kvd.toml"
-        config.write_text(f'[[listen]]\nbind = "{self.listen}"\ntype = "vLLM"\nmax_publishers = 1000\n')
+        config.write_text(f'[[listen]]\nbind = "{self.listen}"\ntype = "vLLM"\nmax_publishers = 1000\n{security}')
         command = [args.kvd, "serve", "--config", config, "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=open(args.dir / "kvd.log", "wb"), text=True)
         line = self.process.stdout.readline()
@@ -91,7 +92,7 @@ class Kvd:
 class Looker:
     """A browser that takes note of everything it should not do."""
 
-    def __init__(self, browser, kvd, size, scheme):
+    def __init__(self, browser, kvd, size, scheme, guarded=False):
         phone = size is PHONE
         self.context = browser.new_context(viewport=size, color_scheme=scheme, is_mobile=phone, has_touch=phone,
                                            device_scale_factor=2 if phone else 1)
@@ -99,14 +100,20 @@ class Looker:
         self.kvd = kvd
         self.wrong = []
         self.requests = 0
-        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None)
+        self.asked = []
+        # A browser writes every 401 to the console itself.
+        usual = "the server responded with a status of 401" if guarded else None
+        self.page.on("console", lambda m: self.wrong.append(m.text)
+                     if m.type in ("error", "warning") and not (usual and usual in m.text) else None)
         self.page.on("pageerror", lambda e: self.wrong.append(str(e)))
         self.page.on("request", self.request)
         self.page.goto(f"http://{kvd.http}/", wait_until="load")
-        self.page.wait_for_selector("body[data-shown]", state="attached", timeout=PATIENCE * 1000)
+        if not guarded:
+            self.page.wait_for_selector("body[data-shown]", state="attached", timeout=PATIENCE * 1000)
 
     def request(self, request):
         self.requests += 1
+        self.asked.append(request.url)
         if not request.url.startswith(f"http://{self.kvd.http}/"):
             self.wrong.append(f"asks {request.url}")
 
@@ -311,6 +318,33 @@ def shots(browser, kvd, dir, what):
             looker.end(f"{what} {where} {scheme}")
 
 
+def behind_tokens(browser, args):
+    kvd = Kvd(args, guarded.tokens(args.dir, guarded.READ))
+    try:
+        looker = Looker(browser, kvd, LAPTOP, "light", guarded=True)
+        guarded.refused(looker, check)
+        guarded.accepted(looker, kvd, check)
+        guarded.taken_back(looker, kvd, check, args.dir)
+        looker.end("behind tokens")
+        for size, where in ((LAPTOP, "laptop"), (PHONE, "phone")):
+            for scheme in ("light", "dark"):
+                looker = Looker(browser, kvd, size, scheme, guarded=True)
+                guarded.asks(looker)
+                looker.page.screenshot(path=args.dir / f"asks-{where}-{scheme}.png")
+                guarded.give(looker, guarded.WRONG)
+                looker.page.wait_for_selector("#auth.refused")
+                contrast(looker, f"refused {where} {scheme}")
+                wide(looker, f"refused {where} {scheme}")
+                looker.page.screenshot(path=args.dir / f"refused-{where}-{scheme}.png")
+                guarded.give(looker, guarded.READ)
+                looker.page.wait_for_selector("body[data-shown]", state="attached")
+                wide(looker, f"accepted {where} {scheme}")
+                looker.page.screenshot(path=args.dir / f"accepted-{where}-{scheme}.png")
+                looker.end(f"behind tokens {where} {scheme}")
+    finally:
+        kvd.end()
+
+
 def gone(kvd, looker):
     """A kvd that is gone is said to be, and what was shown stays."""
     kvd.process.kill()
@@ -354,6 +388,8 @@ def main():
             shots(browser, kvd, args.dir, "recorded")
             print(f"{PODS} pods")
             fleet(kvd, browser, args)
+            print("a kvd that wants tokens")
+            behind_tokens(browser, args)
             print("a kvd that is gone")
             looker = Looker(browser, kvd, LAPTOP, "dark")
             gone(kvd, looker)

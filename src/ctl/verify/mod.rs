@@ -19,7 +19,8 @@ use kvproto::rpc::kv::PublisherSpec;
 
 use crate::ctl::capture::{Capture, Exclusion, Step};
 use crate::ctl::engine_sim::{EngineSim, ReplayFrames, SimConfig};
-use crate::ctl::target::{HttpKvd, Question, Target};
+use crate::ctl::http::HttpKvd;
+use crate::ctl::target::{Question, Target};
 use crate::ctl::term;
 use crate::ctl::{Global, Interrupted, Outcome};
 use crate::publisher::EngineType;
@@ -72,7 +73,7 @@ pub async fn run(global: &Global, args: &VerifyArgs, out: &mut dyn Write) -> any
     let files = capture_files(&args.paths)?;
     let target = match args.via {
         Via::Grpc => Target::Grpc(global.kvd().await?),
-        Via::Http => Target::Http(HttpKvd::connect(&global.http)?),
+        Via::Http => Target::Http(HttpKvd::connect(&global.http, global.dialer()?).await?),
     };
     let kvd_host = match args.via {
         Via::Grpc => host(&global.grpc),

@@ -181,7 +181,7 @@ impl Service {
         let taken =
             self.transfers.as_ref().and_then(|t| Some((Arc::clone(t), t.holds.waiting.lock().take()?)));
         let Some((transfers, mut waiting)) = taken else { return std::future::pending().await };
-        let mut nodes = Nodes::default();
+        let mut nodes = Nodes::new(self.tiers.clone());
         let mut tick = tokio::time::interval(EVERY);
         loop {
             tokio::select! {

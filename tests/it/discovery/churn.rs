@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::api::Api;
 use super::{NAMESPACE, kvd, pod};
+use crate::apiserver::{Api, PODS as KIND};
 use crate::support::Kvd;
 
 const PODS: u32 = 1000;
@@ -103,7 +103,7 @@ fn a_thousand_pods_at_a_hundred_changes_a_second_are_followed_without_one_missed
         std::thread::sleep(Duration::from_millis(50));
     }
     let caught_up = start.elapsed() - took;
-    let (lists, _, refused) = api.asked();
+    let (lists, refused) = (api.asked(KIND).lists, api.asked(KIND).refused);
     assert!(lists > 1 && refused > 0, "the cluster forgot, and was listed again: {lists} {refused}");
     eprintln!(
         "{all} changes in {took:?}, caught up {caught_up:?} later; {lists} lists, {} followed, {} left, {} passes in vain",

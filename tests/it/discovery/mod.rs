@@ -1,7 +1,7 @@
 //! Engines that nobody registers: pods of a Kubernetes API server of our own, and a file.
 
-mod api;
 mod churn;
+mod selected;
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use kvd::ctl::kvcap::Record;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::apiserver::{Api, PODS};
 use crate::support::{Engine, Kvd};
-use api::Api;
 
 const NAMESPACE: &str = "engines";
 
@@ -200,13 +200,13 @@ fn watches_go_on_where_they_were_and_begin_anew_where_they_cannot() {
     api.put(pod("a", "127.1.0.1", [5557, 5558, 8000]));
     let kvd = kvd(folder.path(), &api, "");
     wait_for(&kvd, &["127.1.0.1:8000"]);
-    kvd.wait("a watch", || api.asked().1 == 1);
+    kvd.wait("a watch", || api.asked(PODS).watches == 1);
 
     // A connection that drops goes on from the last version.
     api.cut();
     api.put(pod("b", "127.1.0.2", [5557, 5558, 8000]));
     wait_for(&kvd, &["127.1.0.1:8000", "127.1.0.2:8000"]);
-    assert_eq!(api.asked().0, 1, "nothing was listed again");
+    assert_eq!(api.asked(PODS).lists, 1, "nothing was listed again");
 
     // What has passed since the last pod is known by bookmarks: forgetting it does no harm.
     api.bookmark();
@@ -215,20 +215,21 @@ fn watches_go_on_where_they_were_and_begin_anew_where_they_cannot() {
     api.cut();
     api.put(pod("c", "127.1.0.3", [5557, 5558, 8000]));
     wait_for(&kvd, &["127.1.0.1:8000", "127.1.0.2:8000", "127.1.0.3:8000"]);
-    assert_eq!((api.asked().0, api.asked().2), (1, 0), "the bookmark was enough");
+    assert_eq!((api.asked(PODS).lists, api.asked(PODS).refused), (1, 0), "the bookmark was enough");
 
     // A version that is forgotten is listed anew, in whichever way that is said, and what was deleted
     // meanwhile is noticed.
     for (by_status, gone) in [(false, "a"), (true, "b")] {
-        let (lists, watches, refused) = api.asked();
+        let before = api.asked(PODS);
         api.down(true);
         api.delete(NAMESPACE, gone);
         api.bookmark();
         api.forget(by_status);
         api.down(false);
         kvd.wait("the pod to be missed", || publishers(&kvd).len() == if gone == "a" { 2 } else { 1 });
-        let now = api.asked();
-        assert!(now.0 == lists + 1 && now.1 > watches && now.2 == refused + 1, "{now:?}");
+        let now = api.asked(PODS);
+        assert!(now.lists == before.lists + 1 && now.watches > before.watches, "{now:?}");
+        assert_eq!(now.refused, before.refused + 1);
     }
     wait_for(&kvd, &["127.1.0.3:8000"]);
 }

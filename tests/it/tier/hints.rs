@@ -101,3 +101,56 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
     kvd.wait("kvd to have given up", || kvd.metric("kvd_hints_failed_total") == 1.0);
 }
+
+#[test]
+fn a_node_that_wants_a_token_is_told_by_a_kvd_that_has_one() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let (routes, writes) =
+        (file("routes", "a-token-that-may-route"), file("writes", "a-token-that-may-write"));
+    let security = format!("[security]\nroute_tokens = {routes:?}\nwrite_tokens = {writes:?}\n");
+    let node = Node::start(folder.path(), &security);
+    let with = |config: &str, name: &str| {
+        let config = file(&format!("{name}.toml"), config);
+        Kvd::start_with(&folder.path().join(name), &["--config", &config])
+    };
+    let knows = with(&format!("[security]\ntier_token = {routes:?}\n"), "knows");
+    let knows_not = with("", "knows-not");
+    let tokens: Vec<u32> = (0..16 * 4 + 5).collect();
+    let mut engine = Engine::open("pod");
+    let tiers = json!({"type": "kvtier", "modelname": "m", "instance_id": "n1", "dp_rank": 0, "node": "n1",
+        "endpoint": node.publish, "replay_endpoint": node.replay, "control_endpoint": node.grpc});
+    for kvd in [&knows, &knows_not] {
+        let mut registration = engine.registration("vLLM", 16);
+        registration["node"] = "n1".into();
+        kvd.ok("/register", &registration);
+        kvd.ok("/register", &tiers);
+        engine.wait_for_subscriber();
+    }
+    engine.publish(&[record(0, stored_payload(1.0, 1000, &tokens[..64], 16))]);
+    let numbers: Vec<u64> = (1000..1004).collect();
+    Pod::connect(&node).store(&numbers);
+    let names: Vec<String> = numbers.iter().copied().map(hex).collect();
+    let mut args = vec!["tier", "move", "--from", "cpu", "--to", "disk", "--model", "m"];
+    args.extend(names.iter().map(String::as_str));
+    assert!(!node.kvctl(&args).0, "kvctl needs a token as well");
+    let (content, said) = node.kvctl(&[&["--token-file", &writes], &args[..]].concat());
+    assert!(content, "{said}");
+    let on_disk = |kvd: &Kvd| cached(kvd, "pod", &tokens) == [64, 0, 64, 64];
+    knows.wait("both to know of the disk", || on_disk(&knows) && on_disk(&knows_not));
+    // Its device is empty again.
+    engine.publish(&[record(0, stored_payload(500.0, 1000, &tokens[..16], 16))]);
+    let is_anew = |kvd: &Kvd| cached(kvd, "pod", &tokens)[0] == 16;
+    knows.wait("both to see it", || is_anew(&knows) && is_anew(&knows_not));
+
+    route(&knows_not, "in vain", "pod", &tokens);
+    knows_not.wait("it to be refused", || knows_not.metric("kvd_hints_failed_total") == 1.0);
+    assert_eq!(node.usage()["ram_blocks"], 0);
+    route(&knows, "cold", "pod", &tokens);
+    until("three blocks are in RAM", || node.usage()["ram_blocks"] == 3);
+    knows.wait("the answer", || knows.metric("kvd_hints_total") == 1.0);
+}

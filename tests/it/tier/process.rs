@@ -81,3 +81,30 @@ fn a_file_system_that_two_nodes_share_has_what_either_put_there() {
     a.stop();
     b.stop();
 }
+
+#[test]
+fn a_guarded_node_answers_who_shows_a_token_and_its_health_is_open() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let (reads, writes) = (file("reads", "a-token-that-may-read"), file("writes", "a-token-that-may-write"));
+    let security = format!("[security]\nread_tokens = {reads:?}\nwrite_tokens = {writes:?}\n");
+    let node = Node::start(folder.path(), &security);
+    assert!(!node.kvctl(&["tiers"]).0, "without a token");
+    assert!(node.kvctl(&["--token-file", &reads, "tiers"]).0);
+    assert!(!node.kvctl(&["--token-file", &reads, "tier", "drain"]).0, "it gives the right to read");
+    assert!(node.kvctl(&["--token-file", &writes, "tier", "drain"]).0);
+    let get = |path: &str, token: &str| {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let request = agent.get(format!("http://{}{path}", node.http));
+        let request = request.header("authorization", format!("Bearer {token}"));
+        request.call().expect("an answer").status().as_u16()
+    };
+    assert_eq!(get("/metrics", "a-token-that-nobody-knows"), 401);
+    assert_eq!(get("/metrics", "a-token-that-may-read"), 200);
+    assert_eq!(get("/healthz", "a-token-that-nobody-knows"), 200);
+    node.stop();
+}

@@ -44,3 +44,30 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* What is watched to find engines, as rules of a Role. */ -}}
+{{- define "kvd.watches" -}}
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+{{- $groups := list -}}
+{{- $services := "" -}}
+{{- range .Values.discovery.pods -}}
+{{- if .pool_name -}}
+{{- $groups = append $groups (default "inference.networking.k8s.io" .pool_group) -}}
+{{- end -}}
+{{- if .service_name -}}
+{{- $services = "yes" -}}
+{{- end -}}
+{{- end -}}
+{{- range uniq $groups }}
+- apiGroups: [{{ . }}]
+  resources: [inferencepools]
+  verbs: [get, list, watch]
+{{- end }}
+{{- if $services }}
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+{{- end }}
+{{- end -}}

@@ -40,11 +40,12 @@ macro_rules! file {
 }
 
 /// The first is the page.
-static FILES: [File; 10] = [
+static FILES: [File; 11] = [
     file!("index.html", "text/html; charset=utf-8"),
     file!("style.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
     file!("main.js", "text/javascript; charset=utf-8"),
+    file!("auth.js", "text/javascript; charset=utf-8"),
     file!("dom.js", "text/javascript; charset=utf-8"),
     file!("pods.js", "text/javascript; charset=utf-8"),
     file!("prefixes.js", "text/javascript; charset=utf-8"),

@@ -1,5 +1,6 @@
 // Asks kvd every other second while somebody looks, and shows what it says.
 
+import * as auth from './auth.js';
 import { $, bytes, count, el, percent, set, setClass, time, verdict } from './dom.js';
 import * as explain from './explain.js';
 import * as pods from './pods.js';
@@ -8,7 +9,6 @@ import * as transfers from './transfers.js';
 
 const EVERY = 2000;
 const PATIENCE = 10000;
-let token = '';
 let before = null;
 let answeredAt = 0;
 let turn = 0;
@@ -17,16 +17,13 @@ class Refused extends Error {}
 
 /** JSON from kvd, or why there is none. */
 async function ask(path, body) {
-  const headers = token ? { authorization: `Bearer ${token}` } : {};
+  const headers = auth.headers();
   if (body) headers['content-type'] = 'application/json';
   const response = await fetch(path, {
     method: body ? 'POST' : 'GET', headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(PATIENCE),
   });
-  if (response.status === 401 || response.status === 403) {
-    $('auth').hidden = false;
-    throw new Refused('kvd wants to know who you are');
-  }
   const answer = await response.json();
+  if (response.status === 401 || response.status === 403) throw new Refused(auth.refuse(response.status, answer.error));
   if (!response.ok) throw new Refused(answer.error ?? `kvd answers ${response.status}`);
   return answer;
 }
@@ -106,6 +103,7 @@ function glance(o, now) {
 }
 
 async function look() {
+  if (auth.isLocked()) return;
   try {
     // What is shared changes slowly and is asked for every other time.
     const [overview, shared] = await Promise.all([ask('/v1/overview'), turn % 2 ? null : ask('/v1/prefixes')]);
@@ -121,12 +119,17 @@ async function look() {
     answeredAt = now;
     if (turn === 1) performance.mark('shown');
     $('trouble').hidden = true;
-    $('auth').hidden = true;
+    auth.accept();
     document.body.dataset.shown = turn;
   } catch (error) {
+    $('trouble').hidden = auth.isLocked();
+    if (auth.isLocked()) {
+      set($('stage'), 'a token is needed');
+      setClass($('stage'), 'pill bad');
+      return;
+    }
     const why = error instanceof Refused ? error.message : 'kvd does not answer';
-    set($('trouble'), `${why}. What is below is of before; trying again.`);
-    $('trouble').hidden = false;
+    set($('trouble'), answeredAt ? `${why}. What is below is of before; trying again.` : `${why}. Trying again.`);
   }
 }
 
@@ -146,11 +149,7 @@ async function run() {
   }
 }
 
-$('auth').addEventListener('submit', (event) => {
-  event.preventDefault();
-  token = $('token').value;
-  look();
-});
+auth.start(look);
 pods.start();
 explain.start(ask);
 setInterval(age, 1000);
