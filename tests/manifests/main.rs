@@ -139,10 +139,11 @@ fn parts_agree_with_one_another() {
         let urls = config.get("index").and_then(|i| i.get("valkey")?.get("urls")?.as_array().cloned());
         for url in urls.into_iter().flatten() {
             let (_, port) = url.as_str().expect("text").rsplit_once(':').expect("a port");
+            let port: u64 = port.parse().expect("a number");
             let Some(policy) = policy else { continue };
             let egress = policy["spec"]["egress"].as_array().expect("rules");
             let mut ports = egress.iter().flat_map(|rule| rule["ports"].as_array().expect("ports"));
-            assert!(ports.any(|p| p["port"].to_string() == port), "{name}: {url} can be reached");
+            assert!(ports.any(|p| p["port"] == port), "{name}: {url} can be reached");
         }
     }
 }
