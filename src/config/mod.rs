@@ -186,7 +186,7 @@ impl Config {
         let mut keys = Vec::new();
         let table = toml::Deserializer::parse(text).map_err(malformed)?;
         let file: File =
-            serde_ignored::deserialize(table, |key| keys.push(format!("`{key}`"))).map_err(malformed)?;
+            serde_ignored::deserialize(table, |key| keys.push(named(&key.to_string()))).map_err(malformed)?;
         if !keys.is_empty() {
             return Err(ConfigError::UnknownKeys { path: path.to_owned(), keys });
         }
@@ -320,6 +320,11 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// A key that means nothing, without the marks for tables that may be left out.
+fn named(path: &str) -> String {
+    format!("`{}`", path.replace(".?", ""))
 }
 
 fn set<T>(to: &mut T, from: Option<T>) {
