@@ -215,8 +215,8 @@ fn a_service_s_slices_name_the_pods_and_endpoints_that_are_followed() {
     outside["endpoints"] = json!([{"addresses": ["engine.example"]}]);
     api.put(outside);
     wait_for(&kvd, &["127.1.0.4:8000"]);
-    let refused = kvd.get("/discovery")["refused"].clone();
-    assert_eq!(refused[0]["object"], "engines/engine.example", "{refused}");
+    let refused = || kvd.get("/discovery")["refused"][0]["object"].clone();
+    kvd.wait("the name to be refused", || refused() == "engines/engine.example");
 }
 
 #[test]

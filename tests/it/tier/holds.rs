@@ -57,11 +57,13 @@ fn what_a_plan_counts_on_is_pinned_on_the_node_until_the_transfer_is_over() {
 
     // The prefill pod computes ten blocks, offloads them, and forgets its own.
     let tokens: Vec<u32> = (0..16 * 10 + 5).collect();
-    engines[0].publish(&[record(0, stored_payload(1.0, 1000, &tokens[..160], 16))]);
-    // The other one calls blocks by the same names, which makes the node's certain, and forgets that, too.
+    // Before that the other one called a block by the same name, which makes the node's names certain; it forgot it.
     let cleared = rmp_serde::to_vec(&json!([2.0, [{"type": "AllBlocksCleared"}], 0])).expect("encodes");
-    engines[1]
-        .publish(&[record(0, stored_payload(1.0, 1000, &tokens[..16], 16)), record(1, cleared.clone())]);
+    engines[1].publish(&[record(0, stored_payload(1.0, 1000, &tokens[..16], 16))]);
+    kvd.wait_for_seq("decode", 0);
+    engines[0].publish(&[record(0, stored_payload(1.0, 1000, &tokens[..160], 16))]);
+    kvd.wait_for_seq("prefill", 0);
+    engines[1].publish(&[record(1, cleared.clone())]);
     let mut pod = Pod::connect(&node);
     pod.store(&(1000..1010).collect::<Vec<u64>>());
     kvd.wait("kvd to know of both", || cached(&kvd, "prefill", &tokens) == [160, 160, 0, 160]);
