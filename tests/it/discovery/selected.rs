@@ -347,7 +347,7 @@ fn whatever_pools_slices_and_pods_go_through_nobody_is_missed_or_left_over() {
         here.iter().filter(is_selected).map(|n| format!("{}:8000", address(*n))).collect();
     expected.sort();
     let mut followed = Vec::new();
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(120);
     while followed != expected {
         assert!(Instant::now() < until, "{followed:?} instead of {expected:?}, {}", kvd.get("/discovery"));
         std::thread::sleep(Duration::from_millis(50));

@@ -37,9 +37,9 @@ impl Servers {
     /// A cluster of `masters` and as many replicas each as given; with one master and no replica, a server
     /// alone. `None` where no server is installed, which is told.
     pub async fn start(masters: usize, replicas_each: usize) -> Option<Servers> {
-        let servers = Servers::spawn_all(masters, replicas_each, &[])?;
+        let mut servers = Servers::spawn_all(masters, replicas_each, &[])?;
         for at in 0..servers.nodes.len() {
-            servers.until(at, cmd("PING"), |pong: &String| pong == "PONG").await;
+            servers.comes_up(at).await;
         }
         if servers.nodes.len() > 1 {
             servers.form(masters).await;
@@ -68,13 +68,35 @@ impl Servers {
         // An option's words are words of the command line.
         let more: Vec<String> = more.iter().flat_map(|o| o.split(' ')).map(str::to_owned).collect();
         let mut servers = Servers { nodes: Vec::new(), masters, dir, program, more };
-        let cluster = masters + replicas_each > 1;
         for _ in 0..masters * (1 + replicas_each) {
-            let (port, bus) = (free_port(), free_port());
-            let child = spawn(program, servers.dir.path(), port, cluster.then_some(bus), &servers.more);
-            servers.nodes.push(Node { port, bus, child });
+            let node = servers.node(masters + replicas_each > 1);
+            servers.nodes.push(node);
         }
         Some(servers)
+    }
+
+    fn node(&self, cluster: bool) -> Node {
+        let (port, bus) = (free_port(), free_port());
+        let child = spawn(self.program, self.dir.path(), port, cluster.then_some(bus), &self.more);
+        Node { port, bus, child }
+    }
+
+    /// Waits until a node answers. What was a free port may be another's by the time it is wanted: then the node ends,
+    /// whoever has the port may answer in its place, and it is started at another.
+    async fn comes_up(&mut self, at: usize) {
+        let began = Instant::now();
+        loop {
+            let pid = format!("process_id:{}\r", self.nodes[at].child.id());
+            match self.ask::<String>(at, cmd("INFO").arg("server")).await {
+                Ok(info) if info.contains(&pid) => return,
+                answer => assert!(began.elapsed() < PATIENCE, "node {at} does not come up: {answer:?}"),
+            }
+            if self.nodes[at].child.try_wait().expect("a child").is_some() {
+                let node = self.node(self.nodes.len() > 1);
+                self.nodes[at] = node;
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
     }
 
     async fn form(&self, masters: usize) {
