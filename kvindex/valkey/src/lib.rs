@@ -12,6 +12,7 @@
 //! held before a loss, llm-d's request keys. Questions that need them are refused.
 
 mod apply;
+mod bytes;
 mod keys;
 mod news;
 mod reader;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use kvproto::SeqHash;
 
+use crate::bytes::Bytes;
 use crate::record::Foreign;
 
 /// Stands for a request's id.
@@ -78,37 +79,20 @@ impl Routing {
         if b.take()? != [VERSION] {
             return Err(Foreign);
         }
-        let version = u64::from_le_bytes(b.take()?);
+        let version = b.word()?;
         let mut lists: Vec<Arc<[SeqHash]>> = Vec::new();
         for _ in 0..u16::from_le_bytes(b.take()?) {
-            let n = u32::from_le_bytes(b.take()?) as usize;
+            let n = b.number()? as usize;
             let seqs = b.part(n.checked_mul(8).ok_or(Foreign)?)?;
             lists.push(seqs.as_chunks().0.iter().map(|s| SeqHash(u64::from_le_bytes(*s))).collect());
         }
         let mut blocks = Vec::new();
         while !b.0.is_empty() {
             let place = usize::from(u16::from_le_bytes(b.take()?));
-            let n = usize::from(u16::from_le_bytes(b.take()?));
-            let id = String::from_utf8(b.part(n)?.to_vec()).map_err(|_| Foreign)?;
+            let id = String::from_utf8(b.counted()?.to_vec()).map_err(|_| Foreign)?;
             blocks.push((id, Arc::clone(lists.get(place).ok_or(Foreign)?)));
         }
         Ok(Routing { version, blocks })
-    }
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl<'a> Bytes<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Foreign> {
-        let (head, rest) = self.0.split_first_chunk().ok_or(Foreign)?;
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    fn part(&mut self, n: usize) -> Result<&'a [u8], Foreign> {
-        let (head, rest) = self.0.split_at_checked(n).ok_or(Foreign)?;
-        self.0 = rest;
-        Ok(head)
     }
 }
 

@@ -12,6 +12,8 @@
 use kvproto::hash::canonical::Seed;
 use kvproto::{EngineHash, LocalHash, SeqHash};
 
+use crate::bytes::Bytes;
+
 /// Where a publisher's stream stands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cursor {
@@ -162,8 +164,8 @@ impl Meta {
         let seq = u64::from_le_bytes(b.take()?);
         let ts = f64::from_le_bytes(b.take()?);
         let held = u64::from_le_bytes(b.take()?);
-        let run = String::from_utf8(b.part()?.to_vec()).map_err(|_| Foreign)?;
-        let (note, engine) = (b.part()?.to_vec(), b.part()?.to_vec());
+        let run = String::from_utf8(b.counted()?.to_vec()).map_err(|_| Foreign)?;
+        let (note, engine) = (b.counted()?.to_vec(), b.counted()?.to_vec());
         b.end()?;
         Ok(Meta {
             incarnation,
@@ -329,35 +331,6 @@ pub fn field_name(field: &[u8]) -> Option<(EngineHash, bool)> {
         b'n' => Some((hash, false)),
         b'w' => Some((hash, true)),
         _ => None,
-    }
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl<'a> Bytes<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Foreign> {
-        let (head, rest) = self.0.split_first_chunk().ok_or(Foreign)?;
-        self.0 = rest;
-        Ok(*head)
-    }
-
-    fn number(&mut self) -> Result<u32, Foreign> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn word(&mut self) -> Result<u64, Foreign> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn part(&mut self) -> Result<&'a [u8], Foreign> {
-        let n = usize::from(u16::from_le_bytes(self.take()?));
-        let (head, rest) = self.0.split_at_checked(n).ok_or(Foreign)?;
-        self.0 = rest;
-        Ok(head)
-    }
-
-    fn end(&self) -> Result<(), Foreign> {
-        if self.0.is_empty() { Ok(()) } else { Err(Foreign) }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  plan ─▶ index: what its pods would load from their nodes ─▶ queue ─▶ `Hold` at each `kvd tier`
-//!                     once a second: renewed while the transfer is live, taken back when it is over
+//!                     looked after: renewed while the transfer is live, taken back when it is over
 //! ```
 //!
 //! Engines take no such order: what lies on their devices or in host memory of their own stays where it is as
@@ -102,9 +102,7 @@ impl Holds {
             false => record.enforcement(now),
         }
     }
-}
 
-impl Holds {
     /// Keeps what is pinned for a transfer. What is not kept comes back: of an earlier attempt, or too much.
     fn keep(&self, transfer: TransferId, held: Held) -> Option<Held> {
         let mut all = self.held.lock();
