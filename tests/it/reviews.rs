@@ -126,12 +126,9 @@ fn a_cluster_that_does_not_answer_keeps_nobody_else_waiting() {
     std::thread::scope(|scope| {
         let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| call(&kvd, "/register", &unknown))).collect();
         kvd.wait("the cluster to be asked", || api.reviews() == 2);
-        let since = Instant::now();
-        for _ in 0..20 {
-            assert_eq!(rights(&kvd, FILE), (400, 400));
-            assert_eq!(rights(&kvd, &known).0, 400);
-        }
-        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        assert_eq!(rights(&kvd, FILE), (400, 400));
+        assert_eq!(rights(&kvd, &known).0, 400);
+        assert!(!waiting.iter().any(|call| call.is_finished()), "these were answered before them");
         for call in waiting {
             let (status, refusal) = call.join().expect("no panic");
             assert!(status == 503 && refusal["error"].as_str().expect("text").contains("no answer within"));
