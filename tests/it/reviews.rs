@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -74,10 +73,8 @@ fn a_token_that_is_taken_back_is_refused_when_what_was_said_of_it_is_over() {
     let token = api.issue("llm-d", "epp", "kvd");
     assert_eq!(rights(&kvd, &token).0, 400);
     api.revoke(&token);
-    let since = Instant::now();
     assert_eq!(rights(&kvd, &token).0, 400, "it is known for a while");
     kvd.wait("it to be refused", || rights(&kvd, &token).0 == 401);
-    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
 }
 
 #[test]

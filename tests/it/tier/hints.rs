@@ -1,7 +1,5 @@
 //! A request is routed, and its blocks are in RAM before the engine asks.
 
-use std::time::{Duration, Instant};
-
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
 use kvproto::rpc::kv::ingest_service_client::IngestServiceClient;
@@ -49,7 +47,7 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     let (data, folder) =
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
     let kvd = Kvd::start(data.path());
-    let mut node = Node::start(folder.path(), "");
+    let node = Node::start(folder.path(), "");
     let mut engine = Engine::open("pod");
     let mut registration = engine.registration("vLLM", 16);
     registration["node"] = "n1".into();
@@ -92,13 +90,12 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     route(&kvd, "warm again", "pod", &tokens);
     assert_eq!(kvd.metric("kvd_hints_total"), 1.0);
 
-    // A node that is gone keeps nobody waiting.
+    // A node that hangs keeps nobody waiting.
     engine.publish(&[record(0, stored_payload(900.0, 1000, &tokens[..16], 16))]);
     kvd.wait("one block less on the device", || cached(&kvd, "pod", &tokens)[0] == 16);
-    node.kill();
-    let began = Instant::now();
+    node.pause();
     route(&kvd, "nobody", "pod", &tokens);
-    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+    assert_eq!(kvd.metric("kvd_hints_failed_total"), 0.0, "it was answered before that was given up");
     kvd.wait("kvd to have given up", || kvd.metric("kvd_hints_failed_total") == 1.0);
 }
 

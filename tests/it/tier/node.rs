@@ -103,6 +103,13 @@ impl Node {
         self.child.wait().expect("wait");
     }
 
+    /// Stops it where it is, for ever.
+    pub fn pause(&self) {
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-STOP", &pid]).status().expect("run kill");
+        assert!(told.success());
+    }
+
     /// Tells it to stop and waits until it has; it must say that all is well.
     pub fn stop(mut self) {
         let told = Command::new("kill").arg(self.child.id().to_string()).status().expect("run kill");

@@ -154,11 +154,9 @@ fn whoever_waits_for_a_prefill_pod_that_dies_is_told_long_before_a_timeout() {
         assert_eq!(state(&caller.renew(&c.kvd)), "READY");
         thread::sleep(Duration::from_millis(20));
     }
-    let died = Instant::now();
     unregister(&c.kvd, P);
     c.kvd.wait("the transfer to fail", || state(&caller.renew(&c.kvd)) == "FAILED");
-    assert!(died.elapsed() < LEASE / 2, "{:?}", died.elapsed());
-    assert_eq!(caller.now(&c.kvd)["cause"], "source_gone");
+    assert_eq!(caller.now(&c.kvd)["cause"], "source_gone", "and not that some time has run out");
     assert!(c.agent.find("STRANDED", &caller.id()).is_none(), "the blocks died with their pod");
     nothing_reserved(&c.kvd);
 }
@@ -421,7 +419,7 @@ fn an_engine_that_evicts_what_is_to_be_pulled_makes_the_plan_stale() {
     let evicted = json!({"type": "BlockRemoved", "block_hashes": [300], "medium": "CPU"});
     let payload = rmp_serde::to_vec(&json!([2.0, [evicted], 0])).expect("encodes");
     source.publish(&[record(1, payload)]);
-    let event = c.agent.wait("PLAN_STALE", &id, Duration::from_millis(1_200));
+    let event = c.agent.wait("PLAN_STALE", &id, SOON);
     assert_eq!(event["transfer"]["stale"], true);
 }
 
