@@ -22,7 +22,7 @@ use kvd::ingest::Publishers;
 use kvd::liveness;
 use kvd::peers::{self, Peers};
 use kvd::publisher::{Followed, Origin, PublisherSpec};
-use kvd::serve::transfer::Transfers;
+use kvd::serve::transfer::{Sharing, Transfers};
 use kvd::serve::{Restored, Service, grpc, http};
 use kvd::shared::Mirror;
 use kvd::snapshot::{Files, Runner};
@@ -34,6 +34,7 @@ use kvd::transfer::key;
 use kvd::transfer::learned::Learned;
 use kvd::transfer::ledger::store::Store;
 use kvd::transfer::ledger::store::rocks::Rocks;
+use kvd::transfer::ledger::store::valkey::{Setup, Valkey as OnServers};
 use kvd::transfer::plan::Policy;
 use kvd::warmup::Stage;
 use kvindex::Index;
@@ -194,7 +195,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     service.guard = Arc::clone(&guard);
     service.discovery = Discovery::new(&config.discovery);
     if config.transfers.enabled {
-        service = service.with_transfers(coordinate(config.transfers, config.data_dir.as_deref(), &dialer)?);
+        let (transfers, valkey) = (config.transfers, config.valkey.as_ref());
+        let coordinating = coordinate(transfers, config.data_dir.as_deref(), valkey, &dialer).await?;
+        service = service.with_transfers(coordinating);
     }
     let service = Arc::new(service);
 
@@ -272,6 +275,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if let Some(mirror) = mirror {
         mirror.stop().await;
     }
+    let letting_go = Arc::clone(&service);
+    let let_go = move || letting_go.transfers().map(|t| t.stop()).unwrap_or_default();
+    tokio::task::spawn_blocking(let_go).await.context("stop coordinating transfers")?;
     let stopped = tokio::task::spawn_blocking(move || {
         publishers.stop();
         if let Some(snapshots) = service.snapshots.get() {
@@ -311,9 +317,10 @@ fn follow_configured(publishers: &Publishers, configured: Vec<PublisherSpec>) ->
 }
 
 /// Starts to coordinate transfers, from where the last process was.
-fn coordinate(
+async fn coordinate(
     config: kvd::config::Transfers,
     data_dir: Option<&Path>,
+    valkey: Option<&kvd::config::Valkey>,
     dialer: &Dialer,
 ) -> anyhow::Result<Arc<Transfers>> {
     let key = match config.key {
@@ -324,9 +331,28 @@ fn coordinate(
     for (name, geometry) in config.models {
         plans.set_model(&name, geometry);
     }
-    let store = data_dir.map(|dir| Rocks::open(&dir.join("transfers"))).transpose()?;
-    let store = store.map(|s| Box::new(s) as Box<dyn Store>);
-    Ok(Arc::new(Transfers::start(config.config, Arc::new(plans), store, &key, dialer)?))
+    let (store, sharing) = match (config.valkey, valkey) {
+        (Some(shared), Some(valkey)) => {
+            let kvd::config::OnValkey { address, wait_replicas } = shared;
+            let servers = valkey.load().context("reach the ledger on Valkey")?;
+            let process = format!("{} {:016x}", std::process::id(), random_name());
+            let setup = Setup { servers, address: address.clone(), process, wait_replicas };
+            let (store, library) = OnServers::connect(setup).await.context("reach the ledger on Valkey")?;
+            (Some(Box::new(store) as Box<dyn Store>), Some(Sharing { library, address }))
+        }
+        _ => {
+            let store = data_dir.map(|dir| Rocks::open(&dir.join("transfers"))).transpose()?;
+            (store.map(|s| Box::new(s) as Box<dyn Store>), None)
+        }
+    };
+    // The store on servers waits for them.
+    let transfers = tokio::task::block_in_place(|| {
+        Transfers::start(config.config, Arc::new(plans), store, &key, dialer)
+    })?;
+    Ok(Arc::new(match sharing {
+        Some(sharing) => transfers.sharing(sharing),
+        None => transfers,
+    }))
 }
 
 /// Puts back what is known from before, lets publishers be followed from there, and begins to write

@@ -29,7 +29,7 @@ use crate::serve::{Limits, WARMUP_LIMIT};
 use crate::snapshot::Schedule;
 use crate::traces::TracesConfig;
 use file::{File, ListenTable};
-pub use transfers::Transfers;
+pub use transfers::{OnValkey, Transfers};
 pub use valkey::Valkey;
 
 /// Everything kvd is set to, checked.
@@ -235,6 +235,9 @@ impl Config {
         weights.apply(&mut self.weights);
         ingest.apply(&mut self.ingest);
         transfers.apply(&mut self.transfers)?;
+        if self.transfers.valkey.is_some() && self.valkey.is_none() {
+            return Err(invalid("transfers.valkey", "true", "needs servers in index.valkey.urls"));
+        }
         discovery.apply(&mut self.discovery)?;
         security.apply(&mut self.security);
         for (i, table) in listen.into_iter().enumerate() {

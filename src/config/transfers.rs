@@ -24,13 +24,25 @@ pub struct Transfers {
     pub config: TransferConfig,
     /// What signs plan tokens; `None` = a key is made up, and kept in the data directory.
     pub key: Option<Vec<u8>>,
+    /// Whether the ledger is on the servers of the index; `None` = it is this replica's own.
+    pub valkey: Option<OnValkey>,
     /// Shapes of models' caches, by name.
     pub models: Vec<(String, Geometry)>,
 }
 
+/// How the ledger is shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnValkey {
+    /// Where other replicas ask this one.
+    pub address: String,
+    /// Replicas of a server that must have heard of a change before it is answered.
+    pub wait_replicas: u32,
+}
+
 impl Default for Transfers {
     fn default() -> Self {
-        Transfers { enabled: true, config: TransferConfig::default(), key: None, models: Vec::new() }
+        let config = TransferConfig::default();
+        Transfers { enabled: true, config, key: None, valkey: None, models: Vec::new() }
     }
 }
 
@@ -39,6 +51,8 @@ impl Default for Transfers {
 #[serde(default)]
 pub(super) struct TransfersTable {
     enabled: Option<bool>,
+    valkey: Option<bool>,
+    wait_replicas: Option<u32>,
     sync_plans: Option<bool>,
     key_file: Option<PathBuf>,
     replica: Option<String>,
@@ -78,6 +92,8 @@ impl TransfersTable {
     pub(super) fn apply(self, to: &mut Transfers) -> Result<(), ConfigError> {
         let TransfersTable {
             enabled,
+            valkey,
+            wait_replicas,
             sync_plans,
             key_file,
             replica,
@@ -128,7 +144,11 @@ impl TransfersTable {
         if let Some(path) = key_file {
             to.key = Some(read_key(&path)?);
         }
-        config.replicas = read_replicas(replica, replicas)?;
+        if valkey == Some(true) {
+            to.valkey = Some(read_sharing(replica, &replicas, wait_replicas.unwrap_or(0))?);
+        } else {
+            config.replicas = read_replicas(replica, replicas)?;
+        }
         if config.replicas.len() > 1 && to.key.is_none() {
             return Err(invalid("transfers.key_file", "", "is needed where there are several replicas"));
         }
@@ -152,6 +172,8 @@ impl TransfersTable {
             self,
             TransfersTable {
                 enabled: Some(_),
+                valkey: Some(_),
+                wait_replicas: Some(_),
                 sync_plans: Some(_),
                 key_file: Some(_),
                 replica: Some(_),
@@ -202,11 +224,36 @@ fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
     Ok(key)
 }
 
+fn read_sharing(
+    replica: Option<String>,
+    replicas: &[String],
+    wait_replicas: u32,
+) -> Result<OnValkey, ConfigError> {
+    if !replicas.is_empty() {
+        let why = "is not needed with transfers.valkey: replicas find each other by the servers";
+        return Err(invalid("transfers.replicas", replicas.join(", "), why));
+    }
+    let address = replica.unwrap_or_default();
+    if !is_address(&address) {
+        let why = "is where other replicas ask this one; an example is http://kvd-0:50051";
+        return Err(invalid("transfers.replica", address, why));
+    }
+    if wait_replicas > 5 {
+        return Err(invalid("transfers.wait_replicas", wait_replicas, "must be from 0 to 5"));
+    }
+    Ok(OnValkey { address, wait_replicas })
+}
+
+fn is_address(url: &str) -> bool {
+    url.starts_with("http://")
+        && !url.contains(char::is_whitespace)
+        && Endpoint::from_shared(url.to_owned()).is_ok()
+}
+
 fn read_replicas(replica: Option<String>, replicas: Vec<String>) -> Result<Replicas, ConfigError> {
     let key = "transfers.replicas";
     for url in &replicas {
-        let http = url.starts_with("http://");
-        if !http || Endpoint::from_shared(url.clone()).is_err() {
+        if !is_address(url) {
             return Err(invalid(key, url, "is no address; an example is http://kvd-0:50051"));
         }
     }
@@ -287,6 +334,23 @@ mod tests {
             let error = apply(text).unwrap_err();
             assert!(error.starts_with(wrong), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_shared_ledger_needs_an_address_and_no_list_of_replicas() {
+        let set = apply("valkey = true\nreplica = \"http://a:1\"\nwait_replicas = 1").unwrap();
+        assert_eq!(set.valkey, Some(OnValkey { address: "http://a:1".to_owned(), wait_replicas: 1 }));
+        assert!(set.config.replicas.is_empty() && set.key.is_none(), "tokens prove nothing there");
+        for (text, wrong) in [
+            ("valkey = true", "transfers.replica"),
+            ("valkey = true\nreplica = \"http://a 1\"", "transfers.replica"),
+            ("valkey = true\nreplica = \"http://a:1\"\nreplicas = [\"http://a:1\"]", "transfers.replicas"),
+            ("valkey = true\nreplica = \"http://a:1\"\nwait_replicas = 9", "transfers.wait_replicas"),
+        ] {
+            let error = apply(text).unwrap_err();
+            assert!(error.starts_with(wrong), "{text}: {error}");
+        }
+        assert_eq!(apply("valkey = false").unwrap().valkey, None);
     }
 
     #[test]

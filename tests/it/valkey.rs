@@ -1,7 +1,7 @@
 //! Two replicas that share an index on a real cluster.
 
 #[path = "../../kvindex/valkey/tests/support/servers.rs"]
-mod servers;
+pub mod servers;
 
 use std::path::Path;
 use std::time::Instant;

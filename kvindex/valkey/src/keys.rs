@@ -99,6 +99,13 @@ fn tag(namespace: &str, part: impl std::fmt::Display) -> String {
     tag
 }
 
+/// `text` as part of a key's hash tag.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    escape(text, &mut out);
+    out
+}
+
 /// Keeps braces, which would make another hash tag, and separators out of names.
 fn escape(text: &str, out: &mut String) {
     for c in text.chars() {

@@ -30,11 +30,16 @@ use kvproto::SeqHash;
 use parking_lot::RwLock;
 use redis::RedisError;
 
-pub use keys::{Keys, PARTITIONS};
+pub use keys::{Keys, PARTITIONS, escaped};
 pub use reader::{Asked, QueryError, Standing, Vouched};
 pub use record::{Cursor, Foreign, Health, MAX_NOTE};
 pub use server::Config;
 pub use writer::{Claim, WriteError, Writer};
+
+/// The servers themselves, for who keeps something else there.
+pub mod link {
+    pub use crate::server::{Answers, Server, odd_answer};
+}
 
 use reader::Member;
 use routings::Feed;

@@ -7,8 +7,9 @@ use parking_lot::RwLock;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind, Value};
+use redis::{Client, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind, Value, cmd};
 
 /// Where the index is kept and how it is reached.
 #[derive(Clone)]
@@ -85,13 +86,17 @@ fn without_password(url: &str) -> String {
 
 /// The servers, as one.
 #[derive(Clone)]
-pub(crate) enum Server {
+pub enum Server {
+    /// A cluster.
+    #[doc(hidden)]
     Cluster(Arc<Cluster>),
+    /// One server.
+    #[doc(hidden)]
     One(ConnectionManager),
 }
 
 /// A cluster, by a connection that can be made anew.
-pub(crate) struct Cluster {
+pub struct Cluster {
     client: ClusterClient,
     /// And how often it was made.
     connection: RwLock<(u64, ClusterConnection)>,
@@ -143,6 +148,10 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Where none can be reached, or they refuse.
     pub async fn connect(config: &Config) -> Result<Server, RedisError> {
         // The crate takes the process's; where there is one already, that stays.
         #[cfg(feature = "tls")]
@@ -199,11 +208,36 @@ impl Server {
     }
 
     /// Runs commands on keys of one slot as one transaction.
+    ///
+    /// # Errors
+    /// Where the server does not answer, or refuses.
     pub async fn run(&self, pipe: &mut Pipeline) -> Result<Vec<Value>, RedisError> {
         pipe.atomic();
         match self {
             Server::Cluster(c) => c.run(pipe).await,
             Server::One(c) => pipe.query_async(&mut c.clone()).await,
+        }
+    }
+
+    /// Waits until so many replicas of the server that has `key` have heard what was written over this connection.
+    ///
+    /// # Errors
+    /// Where they have not `within` that time.
+    pub async fn heard_by(&self, key: &str, replicas: u32, within: Duration) -> Result<(), RedisError> {
+        // Before the client gives up, so that it hears how many did.
+        let within = within.as_millis().saturating_mul(3) / 4;
+        let wait = cmd("WAIT").arg(replicas).arg(within.clamp(1, u32::MAX.into()) as u32).take();
+        let heard = match self {
+            Server::One(c) => wait.query_async(&mut c.clone()).await?,
+            Server::Cluster(c) => {
+                let (_, mut connection) = c.connection.read().clone();
+                let at = SingleNodeRoutingInfo::SpecificNode(Route::with_key(key, SlotAddr::Master));
+                connection.route_command(wait, RoutingInfo::SingleNode(at)).await?
+            }
+        };
+        match Answers::new(vec![heard]).number()? {
+            Some(heard) if heard >= u64::from(replicas) => Ok(()),
+            _ => Err((redis::ErrorKind::Io, "too few replicas of a server have heard of a write").into()),
         }
     }
 }
@@ -231,26 +265,39 @@ fn certificates(config: &Config) -> redis::TlsCertificates {
 }
 
 /// Reads answers one after the other.
-pub(crate) struct Answers(std::vec::IntoIter<Value>);
+pub struct Answers(std::vec::IntoIter<Value>);
 
 /// A server that answers something else than was asked.
-pub(crate) fn odd_answer() -> RedisError {
+pub fn odd_answer() -> RedisError {
     (redis::ErrorKind::UnexpectedReturnType, "a server answered what kvd did not ask").into()
 }
 
 impl Answers {
+    /// Those of a transaction.
     pub fn new(values: Vec<Value>) -> Answers {
         Answers(values.into_iter())
     }
 
+    /// Whatever it is.
+    ///
+    /// # Errors
+    /// Where there are no more, as all of these; and where it is something else.
     pub fn value(&mut self) -> Result<Value, RedisError> {
         self.0.next().ok_or_else(odd_answer)
     }
 
+    /// A string, or none.
+    ///
+    /// # Errors
+    /// As [`value`](Self::value).
     pub fn bytes(&mut self) -> Result<Option<Vec<u8>>, RedisError> {
         as_bytes(self.value()?)
     }
 
+    /// Text, or none.
+    ///
+    /// # Errors
+    /// As [`value`](Self::value).
     pub fn text(&mut self) -> Result<Option<String>, RedisError> {
         match self.value()? {
             Value::SimpleString(text) | Value::VerbatimString { text, .. } => Ok(Some(text)),
@@ -258,6 +305,10 @@ impl Answers {
         }
     }
 
+    /// A number, or none; also where it is negative.
+    ///
+    /// # Errors
+    /// As [`value`](Self::value).
     pub fn number(&mut self) -> Result<Option<u64>, RedisError> {
         match self.value()? {
             Value::Int(n) => Ok(u64::try_from(n).ok()),
@@ -265,6 +316,10 @@ impl Answers {
         }
     }
 
+    /// Strings, some of them none.
+    ///
+    /// # Errors
+    /// As [`value`](Self::value).
     pub fn list(&mut self) -> Result<Vec<Option<Vec<u8>>>, RedisError> {
         match self.value()? {
             Value::Array(all) => all.into_iter().map(as_bytes).collect(),
@@ -272,7 +327,10 @@ impl Answers {
         }
     }
 
-    /// The process that answered.
+    /// The process that answered, from `INFO server`.
+    ///
+    /// # Errors
+    /// As [`value`](Self::value).
     pub fn run_id(&mut self) -> Result<String, RedisError> {
         let info = self.text()?.ok_or_else(odd_answer)?;
         let line = info.lines().find_map(|l| l.strip_prefix("run_id:"));

@@ -64,7 +64,7 @@ impl TransferService for TransferApi {
         &self,
         request: Request<kv::ListTransfersRequest>,
     ) -> Result<Response<kv::ListTransfersResponse>, Status> {
-        Ok(Response::new(self.service.list_transfers(request.into_inner())?))
+        Ok(Response::new(self.service.list_transfers(request.into_inner()).await?))
     }
 
     async fn watch_transfers(

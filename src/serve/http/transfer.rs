@@ -100,13 +100,14 @@ async fn list(State(http): State<Arc<Http>>, params: Params<Listed>) -> Answer {
         kv::TransferState::from_str_name(&full)
             .ok_or_else(|| Refusal::bad("state", format!("{name:?} is none")))
     });
-    answer(http.service.list_transfers(kv::ListTransfersRequest {
+    let request = kv::ListTransfersRequest {
         states: state.transpose()?.map(i32::from).into_iter().collect(),
         instance_id: instance_id.unwrap_or_default(),
         model: model.unwrap_or_default(),
         limit: limit.unwrap_or_default(),
         page_token: page_token.unwrap_or_default(),
-    }))
+    };
+    answer(http.service.list_transfers(request).await)
 }
 
 /// `?instance_id=`

@@ -20,7 +20,7 @@ impl Transfers {
     /// Looks at what `token` proves about a transfer that is known here. Returns the transfer as it
     /// was, if a later owner's token made this replica step down.
     pub(super) fn meet(&self, id: TransferId, token: &str) -> Result<Option<Arc<Record>>, TransferError> {
-        if token.is_empty() {
+        if token.is_empty() || self.sharing.is_some() {
             return Ok(None);
         }
         let proof = self.signer.open(token)?;
@@ -39,7 +39,7 @@ impl Transfers {
     /// Takes a transfer over that is not known here but proven by `token`. False where it was known,
     /// or nothing proves it.
     pub(super) fn adopt(self: &Arc<Self>, id: TransferId, token: &str) -> Result<bool, TransferError> {
-        if token.is_empty() || self.book(|b| b.get(id).is_some()) {
+        if token.is_empty() || self.sharing.is_some() || self.book(|b| b.get(id).is_some()) {
             return Ok(false);
         }
         let record = self.signer.open(token)?;

@@ -31,6 +31,12 @@ pub enum TransferError {
     /// The ledger cannot be written.
     #[error(transparent)]
     NotWritten(#[from] NotWritten),
+    /// The ledger that replicas share cannot be read.
+    #[error("the ledger on Valkey: {0}")]
+    Servers(#[from] redis::RedisError),
+    /// It is not certain which replica is home to the transfer.
+    #[error("the transfer has no certain home just now, ask again")]
+    Homeless,
     /// kvd was started without.
     #[error("this kvd coordinates no transfers")]
     Off,
@@ -61,7 +67,9 @@ impl TransferError {
             TransferError::Token(BadToken::Malformed) => Code::InvalidArgument,
             TransferError::Token(BadToken::Signature) => Code::PermissionDenied,
             TransferError::TooLate => Code::FailedPrecondition,
-            TransferError::NotWritten(_) => Code::Unavailable,
+            TransferError::NotWritten(_) | TransferError::Servers(_) | TransferError::Homeless => {
+                Code::Unavailable
+            }
             TransferError::Off => Code::Unimplemented,
             TransferError::Forwarded(status) => status.code(),
         }
@@ -80,7 +88,11 @@ impl TransferError {
             TransferError::NotApplied(NotApplied::TooMuchText { .. }) => "kv_transfer_params",
             TransferError::NotApplied(_) => "transfer_id",
             TransferError::Token(_) | TransferError::TooLate => "plan_token",
-            TransferError::NotWritten(_) | TransferError::Off | TransferError::Forwarded(_) => "",
+            TransferError::NotWritten(_)
+            | TransferError::Servers(_)
+            | TransferError::Homeless
+            | TransferError::Off
+            | TransferError::Forwarded(_) => "",
         }
     }
 }

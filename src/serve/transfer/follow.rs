@@ -16,6 +16,9 @@ use crate::serve::{Service, endpoint};
 use crate::transfer::ledger::{Cause, Event, Record};
 use crate::transfer::types::{Endpoint, Lesson};
 
+/// How long the keeper sleeps while it is not certain what this replica is home to.
+const UNCERTAIN: Duration = Duration::from_millis(20);
+
 /// How long the keeper sleeps at most.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -46,18 +49,32 @@ impl Service {
             return std::future::pending().await;
         };
         let mut followed = Instant::now();
+        let mut happenings = transfers.committer.happenings();
         loop {
             let (due, live) = transfers.book(|b| (b.next_due(), b.live() > 0));
             // Pods are looked at while nothing is under way, too: who begins anew then has to shake
             // hands again, and a plan made later is not to be blamed for what was before it.
             let every = if live { transfers.config.follow_every } else { LONGEST };
             let mut pause = every.saturating_sub(followed.elapsed());
-            if let Some(due) = due {
+            let holds = transfers.committer.holds();
+            if let Some(due) = due.filter(|_| holds) {
                 pause = pause.min(transfers.clock.until(due));
             }
+            let happened = async {
+                match &mut happenings {
+                    Some(happenings) => happenings.recv().await,
+                    None => None,
+                }
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = transfers.due.notified() => {}
+                Some(happened) = happened => transfers.follow_ledger(&happened),
+            }
+            // What is another's, as far as is known, ends there and not here.
+            if !transfers.committer.holds() {
+                tokio::time::sleep(UNCERTAIN).await;
+                continue;
             }
             let now = transfers.now();
             transfers.change(|book, out| book.tick(now, out));

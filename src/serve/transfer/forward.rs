@@ -3,11 +3,13 @@
 //! A transfer's home is the first replica that can be reached in the order of its request's
 //! hash, so that callers may ask any. A replica that did not answer is not asked for a while.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kvproto::rpc::kv;
 use kvproto::rpc::kv::transfer_service_client::TransferServiceClient;
+use parking_lot::Mutex;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
@@ -17,6 +19,9 @@ use crate::guard::dial::Link;
 use crate::transfer::home::Replicas;
 use crate::transfer::ledger::{State, TransferId};
 
+/// Connections that are kept to replicas that the ledger named.
+const MAX_FOUND: usize = 256;
+
 /// How long a replica that did not answer is left alone.
 const LEFT_ALONE: Duration = Duration::from_secs(1);
 
@@ -25,6 +30,9 @@ pub(super) struct Peers {
     began: Instant,
     timeout: Duration,
     peers: Vec<Option<Peer>>,
+    /// Those that are found by their address alone.
+    found: Mutex<HashMap<String, TransferServiceClient<Link>>>,
+    dialer: Dialer,
 }
 
 struct Peer {
@@ -43,7 +51,8 @@ impl Peers {
             Some(Peer { client, alone_until: AtomicU64::new(0) })
         };
         let peers = if replicas.is_empty() { vec![] } else { (0..replicas.len()).map(peer).collect() };
-        Peers { began: Instant::now(), timeout, peers }
+        let (found, dialer) = (Mutex::default(), dialer.clone());
+        Peers { began: Instant::now(), timeout, peers, found, dialer }
     }
 
     /// Asks the replica at `place`. `None` where there is none, or it is left alone.
@@ -64,6 +73,35 @@ impl Peers {
             peer.alone_until.store(now + LEFT_ALONE.as_millis() as u64, Ordering::Relaxed);
         }
         Some(answer)
+    }
+
+    /// Asks the replica at an address that the ledger named.
+    pub async fn ask_at<A, F: Future<Output = Result<tonic::Response<A>, Status>>>(
+        &self,
+        address: &str,
+        call: impl FnOnce(TransferServiceClient<Link>) -> F,
+    ) -> Result<A, Status> {
+        let client = {
+            let mut found = self.found.lock();
+            if found.len() >= MAX_FOUND && !found.contains_key(address) {
+                // Replicas come and go; those that are there are found again.
+                found.clear();
+            }
+            match found.get(address) {
+                Some(client) => client.clone(),
+                None => {
+                    let endpoint = Endpoint::from_shared(address.to_owned());
+                    let endpoint = endpoint.map_err(|e| Status::unavailable(format!("{address}: {e}")))?;
+                    let endpoint = endpoint.connect_timeout(self.timeout);
+                    let link = self.dialer.connect_lazily(&endpoint, self.timeout);
+                    found.entry(address.to_owned()).or_insert(TransferServiceClient::new(link)).clone()
+                }
+            }
+        };
+        match tokio::time::timeout(self.timeout, call(client)).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::unavailable("the transfer's home did not answer in time, ask again")),
+        }
     }
 
     pub async fn get(
@@ -144,6 +182,9 @@ impl Transfers {
         forwarded: bool,
         request: &Q,
     ) -> Result<Option<kv::TransferReply>, TransferError> {
+        if let Some(sharing) = &self.sharing {
+            return self.forward_to_home(sharing, id, forwarded, request).await;
+        }
         self.meet(id, token)?;
         let superseded =
             self.book(|b| b.get(id).map(|r| r.state == State::Superseded && !self.peers.peers.is_empty()));

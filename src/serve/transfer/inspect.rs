@@ -12,11 +12,11 @@ const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
 
 impl Service {
-    /// Answers `ListTransfers`: those of this replica, the latest first.
+    /// Answers `ListTransfers`: those of this replica, or of all that share its ledger, the latest first.
     ///
     /// # Errors
     /// Names the field at fault.
-    pub fn list_transfers(
+    pub async fn list_transfers(
         &self,
         request: kv::ListTransfersRequest,
     ) -> Result<kv::ListTransfersResponse, TransferError> {
@@ -44,6 +44,9 @@ impl Service {
             let all = b.records().filter(|r| wanted(r));
             all.filter(|r| after.is_none_or(|after| place(r) > after)).map(Arc::clone).collect()
         });
+        let others = transfers.all_elsewhere().await?;
+        let wanted = others.into_iter().filter(|r| wanted(r) && after.is_none_or(|after| place(r) > after));
+        found.extend(wanted.map(Arc::new));
         found.sort_unstable_by_key(|r| place(r));
         let more = found.len() > limit as usize;
         found.truncate(limit as usize);

@@ -28,6 +28,7 @@ mod pods;
 mod prompts;
 mod replan;
 mod report;
+mod sharing;
 mod tally;
 mod watch;
 
@@ -41,6 +42,7 @@ use tracing::info;
 
 pub(crate) use convert::{connector_name, decision_name, reason_name};
 pub use error::TransferError;
+pub use sharing::Sharing;
 pub use tally::{Spread, Tally};
 pub use watch::Watcher;
 
@@ -122,6 +124,8 @@ pub struct Transfers {
     holds: Holds,
     seen: Mutex<Seen>,
     peers: Peers,
+    /// Whom the ledger is shared with; `None` = each replica keeps its own.
+    sharing: Option<Sharing>,
     news: broadcast::Sender<Arc<News>>,
     tally: Mutex<Tally>,
     /// The deadline that the keeper sleeps for may have changed.
@@ -170,6 +174,7 @@ impl Transfers {
             holds: Holds::default(),
             seen: Mutex::default(),
             peers: Peers::new(&config.replicas, config.forward_timeout, dialer),
+            sharing: None,
             news: broadcast::Sender::new(WATCH_BUFFER),
             tally: Mutex::default(),
             due: Notify::new(),
@@ -239,6 +244,11 @@ impl Transfers {
             // Nobody watching is no error.
             let _ = self.news.send(Arc::new(news));
         }
+    }
+
+    /// Writes what waits, and lets other replicas be home to it where there are any.
+    pub fn stop(&self) {
+        self.committer.stop();
     }
 
     /// Waits until what `ticket` stands for is written.

@@ -183,6 +183,12 @@ impl Service {
         if let Some(answer) = transfers.forward_plan(&request).await? {
             return Ok(answer);
         }
+        let purpose = convert::read_purpose(request.purpose)?;
+        let forgotten = match transfers.forward_planned(&request, purpose).await? {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => None,
+            Err(id) => Some(id),
+        };
         let ask = Arc::new(PlanAsk::read(self, request)?);
         let service = Arc::clone(self);
         let length = ask.prompt.key.len();
@@ -191,8 +197,14 @@ impl Service {
             move || service.planned(&ask)
         };
         let (planned, ticket) = here_or_apart(length, work).await?;
-        if transfers.config.sync_plans || planned.repeated {
+        if transfers.config.sync_plans || planned.repeated || transfers.is_shared() {
             transfers.written(ticket).await?;
+        }
+        if let Some(record) = &planned.record {
+            if !transfers.is_home(record) {
+                return Err(TransferError::Homeless);
+            }
+            transfers.take_key(record, forgotten).await?;
         }
         let answer = transfers.answer(&planned, &ask);
         if !planned.repeated {

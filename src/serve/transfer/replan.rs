@@ -51,6 +51,12 @@ impl Service {
             transfers.prompts.lock().keep(record.id, kept);
         }
         transfers.written(ticket).await?;
+        if !transfers.is_home(&record) {
+            return Err(TransferError::Homeless);
+        }
+        if record.id != id {
+            transfers.take_key(&record, Some(id)).await?;
+        }
         let mut reply = transfers.reply_with(&record, true, adopted);
         let advice = plan.filter(|p| p.choice.decision == Decision::Local && !record.live());
         let shown = record.live().then(|| convert::transfer(&record, transfers.enforcement(&record)));

@@ -111,8 +111,13 @@ impl Service {
             (true, true) => return Err(AskError::invalid("transfer_id", "empty").into()),
         };
         let by_key = request.transfer_id.is_empty();
-        let known = transfers.book(|b| b.find(&request.request_id, purpose).map(|r| r.id));
-        let id = if by_key { known.unwrap_or(id) } else { id };
+        let id = match by_key {
+            true => transfers.find_key(&request.request_id, purpose).await?.unwrap_or(id),
+            false => id,
+        };
+        if let Some(found) = transfers.read_elsewhere(id).await? {
+            return Ok(transfers.reply_with(&found.record, false, false));
+        }
         let before = transfers.meet(id, &request.plan_token)?;
         if let Some(record) = before {
             // A replica that took it over wants to know how far it was.
@@ -144,6 +149,9 @@ impl Transfers {
         // Also where nothing was applied: what is repeated here has to be as safe as it was said
         // to be the first time.
         self.written(ticket).await?;
+        if !self.is_home(&record) {
+            return Err(TransferError::Homeless);
+        }
         Ok(self.reply_with(&record, applied, adopted))
     }
 

@@ -41,6 +41,16 @@ pub enum Write {
     Delete(TransferId),
 }
 
+impl Write {
+    /// The transfer that it is about.
+    pub fn about(&self) -> TransferId {
+        match self {
+            Write::Put(record) => record.id,
+            Write::Delete(id) => *id,
+        }
+    }
+}
+
 /// Something to be told.
 #[derive(Clone, Debug, PartialEq)]
 pub struct News {
@@ -242,6 +252,35 @@ impl Book {
         let record = Arc::new(record);
         self.link(&record);
         self.records.insert(record.id, record);
+    }
+
+    /// Takes over what another process was home to. No deadline moves.
+    pub fn take_over(&mut self, record: Record, epoch: u64, now: Millis, out: &mut Outbox) {
+        let id = record.id;
+        if !self.records.contains_key(&id) {
+            self.restore(record);
+            // Any transfer may be owned; one that is over stays as it is.
+            let _ = self.apply(id, Event::Owned { epoch }, now, out);
+        }
+    }
+
+    /// Lets go of transfers that another process is home to: here they are superseded and forgotten, and nothing is
+    /// written of that.
+    pub fn let_go(&mut self, ids: &[TransferId], now: Millis, out: &mut Outbox) {
+        let writes = std::mem::take(&mut out.writes);
+        for id in ids {
+            let _ = self.apply(*id, Event::Superseded, now, out);
+            if let Some(record) = self.records.remove(id) {
+                self.unlink(&record);
+            }
+        }
+        out.writes = writes;
+    }
+
+    /// Writes everything again that has to survive a crash.
+    pub fn write_all(&self, out: &mut Outbox) {
+        let durable = self.records.values().filter(|r| durable(r));
+        out.writes.extend(durable.map(|r| Write::Put(Arc::clone(r))));
     }
 
     /// Applies a caller's report.

@@ -2,6 +2,7 @@
 
 mod engines;
 mod rig;
+mod shared;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

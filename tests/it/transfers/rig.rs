@@ -37,6 +37,43 @@ pub fn start(data: &Path, more: &str, args: &[&str]) -> Kvd {
     Kvd::start_with(data, &all)
 }
 
+/// Starts a replica whose ledger is on the servers at `urls`. Nothing ends by itself as soon as elsewhere: a
+/// replica that takes another's place needs some seconds.
+pub fn start_shared(data: &Path, urls: &[String], lease: Duration) -> Kvd {
+    std::fs::create_dir_all(data).expect("a directory");
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = free.local_addr().expect("an address").to_string();
+    drop(free);
+    let file = data.join("kvd.toml");
+    let urls = serde_json::to_string(urls).expect("text");
+    let lease = lease.as_millis();
+    let text = format!(
+        r#"
+[index.valkey]
+urls = {urls}
+namespace = "it"
+lease = "{lease}ms"
+timeout = "600ms"
+[transfers]
+valkey = true
+replica = "http://{address}"
+forward_timeout = "5s"
+ready = "60s"
+pulling = "60s"
+prefilling = "12s"
+nixl_lease = "120s"
+[[transfers.model]]
+name = "m"
+bytes_per_token = {TOKEN_BYTES}
+"#
+    );
+    std::fs::write(&file, text).expect("write");
+    Kvd::start_with(
+        &data.join("data"),
+        &["--config", file.to_str().expect("text"), "--grpc-listen", &address],
+    )
+}
+
 /// Starts replicas that know each other.
 pub fn start_replicas(data: &[&Path]) -> Vec<Kvd> {
     let free: Vec<TcpListener> =

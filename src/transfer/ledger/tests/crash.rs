@@ -11,13 +11,13 @@ use crate::transfer::ledger::store::rocks::Rocks;
 use crate::transfer::ledger::store::{Kept, Store};
 
 /// A ledger that answers once it has written, as the service does.
-struct Life<S> {
-    book: Book,
-    store: S,
+pub(super) struct Life<S> {
+    pub book: Book,
+    pub store: S,
 }
 
 impl<S: Store> Life<S> {
-    fn begin(mut store: S) -> (Life<S>, Kept) {
+    pub fn begin(mut store: S) -> (Life<S>, Kept) {
         let kept = store.load().unwrap();
         let mut book = book();
         for record in kept.records.clone() {
@@ -27,7 +27,7 @@ impl<S: Store> Life<S> {
     }
 
     /// Changes the book; true if that was answered.
-    fn answer(&mut self, now: Millis, change: impl FnOnce(&mut Book, &mut Outbox)) -> bool {
+    pub fn answer(&mut self, now: Millis, change: impl FnOnce(&mut Book, &mut Outbox)) -> bool {
         let mut out = Outbox::default();
         change(&mut self.book, &mut out);
         self.store.write(&out.writes, now).is_ok()
@@ -35,16 +35,16 @@ impl<S: Store> Life<S> {
 }
 
 /// What a caller was told last of a transfer.
-type Told = BTreeMap<TransferId, (u32, u8, Millis, bool)>;
+pub(super) type Told = BTreeMap<TransferId, (u32, u8, Millis, bool)>;
 
-fn note(told: &mut Told, book: &Book) {
+pub(super) fn note(told: &mut Told, book: &Book) {
     for r in book.records() {
         told.insert(r.id, (r.attempt, rank(r.state), r.overall, r.prefill_done));
     }
 }
 
 /// Some transfers' lives, until the power goes. Returns what callers were told.
-fn run<S: Store>(life: &mut Life<S>, seed: u64) -> (Told, Millis) {
+pub(super) fn run<S: Store>(life: &mut Life<S>, seed: u64) -> (Told, Millis) {
     let mut rng = Rng(seed);
     let mut told = Told::new();
     let mut now = NOW;
@@ -80,7 +80,7 @@ fn run<S: Store>(life: &mut Life<S>, seed: u64) -> (Told, Millis) {
     (told, now)
 }
 
-fn check(kept: &Kept, book: &Book, told: &Told, what: &str) {
+pub(super) fn check(kept: &Kept, book: &Book, told: &Told, what: &str) {
     for (id, (attempt, rank_then, overall, done)) in told {
         let record = book.get(*id).unwrap_or_else(|| panic!("{what}: {id} was answered and is lost"));
         assert!((record.attempt, rank(record.state)) >= (*attempt, *rank_then), "{what}: {record:?}");
@@ -114,8 +114,8 @@ fn a_crash_at_any_write_loses_nothing_that_was_answered() {
     }
 }
 
-/// What both stores have to do.
-fn keeps_what_was_written<S: Store>(mut open: impl FnMut() -> S) {
+/// What all stores have to do.
+pub(super) fn keeps_what_was_written<S: Store>(mut open: impl FnMut() -> S) {
     let (mut life, kept) = Life::begin(open());
     assert_eq!(kept, Kept::default());
     let (told, now) = run(&mut life, 7);

@@ -5,6 +5,7 @@ mod exhaustive;
 mod random;
 mod reference;
 mod rules;
+mod shared;
 mod tokens;
 
 use std::sync::Arc;

@@ -1,0 +1,245 @@
+//! All shelves of one replica: its own, and those it took over.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kvindex_valkey::link::Server;
+use redis::{Pipeline, cmd};
+use rustc_hash::{FxHashMap, FxHashSet};
+use tokio::runtime::Handle;
+use tracing::{info, warn};
+
+use super::library::{Library, lapsed};
+use super::shelf::{Put, Shelf, Terms};
+use super::{Setup, keys};
+use crate::transfer::ledger::book::Write;
+use crate::transfer::ledger::record::{Millis, TransferId};
+use crate::transfer::ledger::store::{Kept, Store, StoreError};
+
+/// The ledger on Valkey, as one replica has it. Blocks, on a thread that is none of the runtime's.
+pub struct Valkey {
+    server: Server,
+    runtime: Handle,
+    terms: Terms,
+    /// The shelf that new transfers come on.
+    own: Option<Arc<str>>,
+    shelves: FxHashMap<Arc<str>, Held>,
+    /// Where each transfer is.
+    place: FxHashMap<TransferId, Arc<str>>,
+    /// The latest time that was written, by whomever.
+    clock: Millis,
+}
+
+struct Held {
+    shelf: Shelf,
+    transfers: FxHashSet<TransferId>,
+    /// What is on the servers is not to be relied on: all of it is written at the next write.
+    anew: bool,
+}
+
+impl Valkey {
+    /// Connects; has nothing yet. Also gives what reads others' transfers.
+    ///
+    /// # Errors
+    /// Where no server can be reached.
+    pub async fn connect(setup: Setup) -> Result<(Valkey, Library), StoreError> {
+        let server = Server::connect(&setup.servers).await?;
+        let terms = Terms::new(setup);
+        let library = Library::new(server.clone(), &terms);
+        let (shelves, place) = (FxHashMap::default(), FxHashMap::default());
+        let runtime = Handle::current();
+        Ok((Valkey { server, runtime, terms, own: None, shelves, place, clock: 0 }, library))
+    }
+
+    fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(what)
+    }
+
+    /// A shelf for what is new, where there is none.
+    fn own(&mut self) -> Result<Arc<str>, StoreError> {
+        if let Some(own) = &self.own {
+            return Ok(Arc::clone(own));
+        }
+        let name: Arc<str> = Terms::new_name().into();
+        let shelf = self.wait(Shelf::begin(&self.server, &self.terms, &name))?;
+        self.shelves.insert(Arc::clone(&name), Held::of(shelf));
+        self.own = Some(Arc::clone(&name));
+        self.note_shelves()?;
+        Ok(name)
+    }
+
+    /// Says on the servers which shelves there are: who looks for one looks there.
+    fn note_shelves(&self) -> Result<(), StoreError> {
+        let mut set = cmd("HSET").arg(keys::shelves(&self.terms.namespace)).take();
+        self.shelves.keys().for_each(|name| _ = set.arg(&**name).arg(&self.terms.owner));
+        let mut pipe = Pipeline::new();
+        pipe.add_command(set);
+        self.wait(self.server.run(&mut pipe))?;
+        Ok(())
+    }
+
+    /// Writes to one shelf. If that is another's now, what was on it is added to `lost`, and nothing is written: what is new
+    /// can be written to another shelf.
+    fn put(
+        &mut self,
+        name: &Arc<str>,
+        writes: &[&Write],
+        clock: Millis,
+        lost: &mut Option<Vec<TransferId>>,
+    ) -> Result<(), StoreError> {
+        let (server, terms, runtime) = (&self.server, &self.terms, &self.runtime);
+        let Some(held) = self.shelves.get_mut(name) else { return Ok(()) };
+        self.clock = self.clock.max(clock);
+        match runtime.block_on(held.shelf.put(server, terms, writes, self.clock, held.anew))? {
+            Put::Done => {
+                held.anew = false;
+                for write in writes {
+                    let id = write.about();
+                    if matches!(write, Write::Put(_)) {
+                        held.transfers.insert(id);
+                        self.place.insert(id, Arc::clone(name));
+                    } else {
+                        held.transfers.remove(&id);
+                        self.place.remove(&id);
+                    }
+                }
+                Ok(())
+            }
+            Put::Forgotten => {
+                warn!(shelf = %name, "the servers lost what was written last to the ledger: writing all of it again");
+                held.anew = true;
+                Err(StoreError::RolledBack)
+            }
+            Put::Lost => {
+                warn!(shelf = %name, transfers = held.transfers.len(), "another replica has taken transfers over");
+                lost.get_or_insert_default().extend(self.drop_shelf(name));
+                Ok(())
+            }
+        }
+    }
+
+    fn drop_shelf(&mut self, name: &Arc<str>) -> FxHashSet<TransferId> {
+        if self.own.as_ref() == Some(name) {
+            self.own = None;
+        }
+        let transfers = self.shelves.remove(name).map(|h| h.transfers).unwrap_or_default();
+        transfers.iter().for_each(|id| _ = self.place.remove(id));
+        transfers
+    }
+
+    /// Ends shelves that were taken over and are empty now.
+    fn retire_empty(&mut self) -> Result<(), StoreError> {
+        let empty = |(name, held): (&Arc<str>, &Held)| {
+            (held.transfers.is_empty() && self.own.as_ref() != Some(name)).then(|| Arc::clone(name))
+        };
+        let over: Vec<Arc<str>> = self.shelves.iter().filter_map(empty).collect();
+        for name in over {
+            if let Some(held) = self.shelves.remove(&name) {
+                self.wait(held.shelf.retire(&self.server, &self.terms))?;
+            }
+            let mut pipe = Pipeline::new();
+            pipe.add_command(cmd("HDEL").arg(keys::shelves(&self.terms.namespace)).arg(&*name).take());
+            self.wait(self.server.run(&mut pipe))?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what nobody has.
+    fn take_free(&mut self) -> Result<Kept, StoreError> {
+        let mut all = Kept::default();
+        for name in self.wait(lapsed(&self.server, &self.terms.namespace))? {
+            let name: Arc<str> = name.into();
+            if self.shelves.contains_key(&name) {
+                continue;
+            }
+            let Some((shelf, kept)) = self.wait(Shelf::take(&self.server, &self.terms, &name))? else {
+                continue;
+            };
+            info!(shelf = %name, transfers = kept.records.len(), "transfers taken over");
+            let mut held = Held::of(shelf);
+            for record in &kept.records {
+                held.transfers.insert(record.id);
+                self.place.insert(record.id, Arc::clone(&name));
+            }
+            self.shelves.insert(name, held);
+            self.clock = self.clock.max(kept.clock);
+            all.clock = self.clock;
+            all.unreadable += kept.unreadable;
+            all.records.extend(kept.records);
+        }
+        Ok(all)
+    }
+}
+
+impl Held {
+    fn of(shelf: Shelf) -> Held {
+        Held { shelf, transfers: FxHashSet::default(), anew: false }
+    }
+}
+
+impl Store for Valkey {
+    fn load(&mut self) -> Result<Kept, StoreError> {
+        self.own()?;
+        // What the last life had is another's, or nobody's once its lease has run out.
+        self.take_free()
+    }
+
+    fn write(&mut self, writes: &[Write], clock: Millis) -> Result<(), StoreError> {
+        let own = self.own()?;
+        let mut by_shelf: FxHashMap<Arc<str>, Vec<&Write>> = FxHashMap::default();
+        for write in writes {
+            let name = match (self.place.get(&write.about()), write) {
+                (Some(name), _) => name,
+                (None, Write::Put(_)) => &own,
+                (None, Write::Delete(_)) => continue,
+            };
+            by_shelf.entry(Arc::clone(name)).or_default().push(write);
+        }
+        let mut lost = None;
+        for (name, writes) in by_shelf {
+            self.put(&name, &writes, clock, &mut lost)?;
+        }
+        lost.map_or(Ok(()), |lost| Err(StoreError::Lost(lost)))
+    }
+
+    fn beat(&self) -> Option<Duration> {
+        // Also how soon somebody takes over what a replica lets go of.
+        Some((self.terms.lease / 4).min(Duration::from_secs(1)))
+    }
+
+    fn keep(&mut self, clock: Millis) -> Result<Kept, StoreError> {
+        self.own()?;
+        let mut lost = None;
+        let names: Vec<Arc<str>> = self.shelves.keys().cloned().collect();
+        for name in names {
+            let fresh = self.terms.lease * 3 / 4;
+            let held = self.shelves.get(&name);
+            // One that was written a moment ago needs no more.
+            if held.is_some_and(|h| h.shelf.until.saturating_duration_since(Instant::now()) < fresh) {
+                self.put(&name, &[], clock, &mut lost)?;
+            }
+        }
+        if let Some(lost) = lost {
+            return Err(StoreError::Lost(lost));
+        }
+        // Also where the servers have lost it.
+        self.note_shelves()?;
+        self.retire_empty()?;
+        self.take_free()
+    }
+
+    fn held_until(&self) -> Option<Instant> {
+        // Without a shelf of its own nothing is certain.
+        let of_all = self.shelves.values().map(|h| h.shelf.until).min();
+        let now = Instant::now();
+        Some(of_all.filter(|_| self.own.is_some()).unwrap_or(now))
+    }
+
+    fn leave(&mut self) {
+        for held in self.shelves.values() {
+            if let Err(error) = self.wait(held.shelf.release(&self.server)) {
+                warn!(%error, "transfers are taken over when their lease has run out");
+            }
+        }
+    }
+}
