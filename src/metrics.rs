@@ -511,9 +511,11 @@ pub const METRICS: &[Metric] = &[
         "Transfers for which not all was pinned that their plans count on in tiers of nodes.",
         |s| s.service.transfers().map_or(0.0, |t| t.holds_failed() as f64),
     ),
-    counter("kvd_transfers_adopted_total", "Transfers taken over from their token.", |s| {
-        tallied(s, |t| t.adopted)
-    }),
+    counter(
+        "kvd_transfers_adopted_total",
+        "Transfers taken over: from their token, or from a replica that shares the ledger.",
+        |s| tallied(s, |t| t.adopted),
+    ),
     counter("kvd_transfer_reports_unapplied_total", "Reports that changed nothing: late or repeated.", |s| {
         tallied(s, |t| t.unapplied)
     }),
