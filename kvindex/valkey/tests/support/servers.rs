@@ -157,12 +157,14 @@ impl Servers {
         self.nodes[at].child = spawn(self.program, self.dir.path(), port, cluster, &self.more);
     }
 
-    /// Waits until the nodes left agree that all slots are served, by `masters` masters that live.
+    /// Waits until the nodes left agree that one is gone, and that all slots are served by as many masters as before.
     pub async fn healed(&self, without: usize) {
+        let gone = format!(":{}@", self.nodes[without].port);
         for at in (0..self.nodes.len()).filter(|at| *at != without) {
             self.until(at, cmd("CLUSTER").arg("NODES"), |nodes: &String| {
                 let live = |l: &&str| l.contains("master") && !l.contains("fail") && l.split(' ').count() > 8;
-                nodes.lines().filter(live).count() == self.masters
+                let noticed = nodes.lines().any(|l| l.contains(&gone) && l.contains("fail"));
+                noticed && nodes.lines().filter(live).count() == self.masters
             })
             .await;
             self.until(at, cmd("CLUSTER").arg("INFO"), |i: &String| i.contains("cluster_state:ok")).await;

@@ -298,6 +298,8 @@ impl Writer {
                 if !failing {
                     error!(%reason, "the ledger of transfers cannot be kept, trying again");
                 }
+                // What was kept before that is.
+                self.holds.send_replace(self.store.held_until());
                 true
             }
         }

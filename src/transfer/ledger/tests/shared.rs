@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use super::crash::{Life, check, keeps_what_was_written, note, run};
 use super::*;
 use crate::transfer::ledger::book::{Outbox, Write};
+use crate::transfer::ledger::store::codec::encode;
 use crate::transfer::ledger::store::valkey::{Library, Setup, Valkey};
 use crate::transfer::ledger::store::{Kept, Store, StoreError};
 use servers::Servers;
@@ -56,6 +57,16 @@ impl Rig {
 
     fn all(&self, library: &Library) -> BTreeMap<TransferId, Record> {
         self.runtime.block_on(library.all()).unwrap().into_iter().map(|r| (r.id, r)).collect()
+    }
+
+    fn tell(&self, what: &mut redis::Cmd) {
+        self.runtime.block_on(self.servers.ask::<()>(0, what)).unwrap();
+    }
+
+    /// The shelves there are, on one server.
+    fn shelves(&self, namespace: &str) -> Vec<String> {
+        let shelves = format!("{{kvd:{namespace}:ledger}}:shelves");
+        self.runtime.block_on(self.servers.ask(0, redis::cmd("HKEYS").arg(shelves))).unwrap()
     }
 
     /// The node that has a replica's shelf.
@@ -130,14 +141,16 @@ fn a_replica_that_dies_at_any_write_loses_nothing_that_was_answered() {
 #[test]
 fn a_home_that_was_paused_changes_nothing_when_it_goes_on() {
     let Some(rig) = Rig::start(1, 0) else { return };
-    let ((mut old, _), (mut new, library)) = (rig.replica("pause"), rig.replica("pause"));
+    let short = Duration::from_secs(2);
+    let (mut old, _) = rig.replica_for("pause", short);
+    let (mut new, library) = rig.replica_for("pause", Duration::from_secs(60));
     old.load().unwrap();
     new.load().unwrap();
     let (a, b) = (record("a", disagg("p", "d")), record("b", disagg("p", "d")));
     old.write(&[put(&a), put(&b)], NOW).unwrap();
     assert_eq!(new.keep(NOW).unwrap(), Kept::default(), "while its home lives, nobody takes a transfer over");
 
-    sleep(LEASE + Duration::from_millis(100));
+    sleep(short + Duration::from_millis(100));
     assert!(old.held_until().is_some_and(|until| until < Instant::now()), "it knows that it may be late");
     let taken = new.keep(NOW).unwrap();
     assert_eq!(taken.records.len(), 2);
@@ -161,8 +174,120 @@ fn a_home_that_was_paused_changes_nothing_when_it_goes_on() {
     // What is over and forgotten leaves no shelf behind.
     new.write(&[Write::Delete(further.id), Write::Delete(TransferId::new("b", 1))], NOW + 4).unwrap();
     new.keep(NOW + 4).unwrap();
-    let shelves = redis::cmd("HLEN").arg("{kvd:pause:ledger}:shelves").take();
-    assert_eq!(rig.runtime.block_on(rig.servers.ask::<u32>(0, &shelves)).unwrap(), 2, "one each");
+    assert_eq!(rig.shelves("pause").len(), 2, "one each");
+}
+
+/// A server that refuses one shelf's writes while others are lost.
+#[test]
+fn what_was_lost_is_said_whatever_else_goes_wrong() {
+    let Some(rig) = Rig::start(1, 0) else { return };
+    let long = Duration::from_secs(60);
+    for round in 0..4 {
+        let namespace = format!("odd{round}");
+        let all = ["a", "b", "c"].map(|r| record(r, disagg("p", "d")));
+        for r in &all {
+            let (mut gone, _) = rig.replica_for(&namespace, long);
+            gone.write(&[put(r)], NOW).unwrap();
+            gone.leave();
+        }
+        let others = rig.shelves(&namespace);
+        let ((mut home, library), (mut next, _)) =
+            (rig.replica_for(&namespace, long), rig.replica_for(&namespace, long));
+        assert_eq!(home.load().unwrap().records.len(), 3);
+        let own = record("own", disagg("p", "d"));
+        home.write(&[put(&own)], NOW).unwrap();
+        let mine = rig.shelves(&namespace).into_iter().find(|name| !others.contains(name)).unwrap();
+        let mine = format!("{{kvd:{namespace}:shelf:{mine}}}:transfers");
+
+        for name in others {
+            rig.tell(redis::cmd("DEL").arg(format!("{{kvd:{namespace}:shelf:{name}}}:lease")));
+        }
+        assert_eq!(next.load().unwrap().records.len(), 3);
+        rig.tell(redis::cmd("SET").arg(&mine).arg("not a hash"));
+        let mut lost = BTreeSet::new();
+        let writes: Vec<Write> = all.iter().chain([&own]).map(put).collect();
+        for _ in 0..4 {
+            match home.write(&writes, NOW) {
+                Err(StoreError::Lost(ids)) => lost.extend(ids),
+                Err(StoreError::Servers(_)) => {}
+                other => panic!("{other:?}"),
+            }
+            if lost.len() == 3 {
+                break;
+            }
+        }
+        assert_eq!(lost, all.iter().map(|r| r.id).collect(), "each is said to be another's");
+        rig.tell(redis::cmd("DEL").arg(&mine));
+        assert!(matches!(home.write(&[put(&own)], NOW), Err(StoreError::RolledBack)));
+        home.write(&[put(&own)], NOW).unwrap();
+        assert_eq!(rig.all(&library).len(), 4);
+    }
+}
+
+#[test]
+fn a_shelf_that_cannot_be_read_keeps_nobody_from_the_others() {
+    let Some(rig) = Rig::start(1, 0) else { return };
+    let long = Duration::from_secs(60);
+    let all = ["a", "b", "c", "d"].map(|r| record(r, disagg("p", "d")));
+    for r in &all {
+        let (mut gone, _) = rig.replica_for("broken", long);
+        gone.write(&[put(r)], NOW).unwrap();
+        gone.leave();
+    }
+    for name in &rig.shelves("broken")[..2] {
+        rig.tell(redis::cmd("SET").arg(format!("{{kvd:broken:shelf:{name}}}:transfers")).arg("not a hash"));
+    }
+    let (mut home, _) = rig.replica_for("broken", long);
+    assert_eq!(home.load().unwrap().records.len(), 2);
+    assert!(matches!(home.keep(NOW), Err(StoreError::Servers(_))), "it goes on to say so");
+    assert!(home.held_until().is_some_and(|until| until > Instant::now()));
+}
+
+#[test]
+fn a_home_that_was_late_ends_no_shelf_of_another() {
+    let Some(rig) = Rig::start(1, 0) else { return };
+    let long = Duration::from_secs(60);
+    let r = record("r", disagg("p", "d"));
+    let (mut gone, _) = rig.replica_for("late", long);
+    gone.load().unwrap();
+    gone.write(&[put(&r)], NOW).unwrap();
+    gone.leave();
+    let shelf = format!("{{kvd:late:shelf:{}}}", rig.shelves("late")[0]);
+    let ((mut old, _), (mut new, library)) = (rig.replica_for("late", long), rig.replica_for("late", long));
+    assert_eq!(old.load().unwrap().records.len(), 1);
+    // It writes that nothing is left on the shelf, and is paused before it ends it.
+    old.write(&[Write::Delete(r.id)], NOW).unwrap();
+    rig.tell(redis::cmd("DEL").arg(format!("{shelf}:lease")));
+    new.load().unwrap();
+    let again = Record { attempt: 2, ..r.clone() };
+    let field = [r.id.request.to_be_bytes(), r.id.number.to_be_bytes()].concat();
+    rig.tell(redis::cmd("HSET").arg(format!("{shelf}:transfers")).arg(field).arg(encode(&again)));
+    old.keep(NOW).unwrap();
+    assert_eq!(rig.find(&library, r.id), Some(again));
+    // Nor does it end another's lease when it is told to stop.
+    old.leave();
+    let lease = redis::cmd("EXISTS").arg(format!("{shelf}:lease")).take();
+    assert!(rig.runtime.block_on(rig.servers.ask::<bool>(0, &lease)).unwrap());
+}
+
+#[test]
+fn a_request_key_is_given_to_one() {
+    let Some(rig) = Rig::start(1, 0) else { return };
+    let (_, library) = rig.replica("keys");
+    let kept = Duration::from_secs(60);
+    let give = |record: &Record, instead_of| {
+        rig.runtime.block_on(library.take_key(record, instead_of, kept)).unwrap()
+    };
+    let numbered = |number| {
+        let first = record("r", disagg("p", "d"));
+        Record { id: TransferId { number, ..first.id }, ..first }
+    };
+    let [first, second, third] = [1, 2, 3].map(numbered);
+    assert_eq!(give(&first, None), first.id);
+    assert_eq!(give(&second, None), first.id, "it has a transfer");
+    assert_eq!(give(&first, None), first.id, "and that one keeps it");
+    assert_eq!(give(&second, Some(first.id)), second.id);
+    assert_eq!(give(&third, Some(first.id)), second.id, "another was faster");
 }
 
 /// Three replicas that stop for a while at any moment and go on without knowing it.

@@ -23,9 +23,14 @@ pub struct Valkey {
     terms: Terms,
     /// The shelf that new transfers come on.
     own: Option<Arc<str>>,
+    /// Whether as many servers know that there is this shelf as have to hear of a write.
+    known: bool,
     shelves: FxHashMap<Arc<str>, Held>,
     /// Where each transfer is.
     place: FxHashMap<TransferId, Arc<str>>,
+    /// What others have now, until that is said: also where a shelf was lost with nothing on it yet, because what was
+    /// to be written there was not.
+    lost: Option<Vec<TransferId>>,
     /// The latest time that was written, by whomever.
     clock: Millis,
 }
@@ -48,7 +53,7 @@ impl Valkey {
         let library = Library::new(server.clone(), &terms);
         let (shelves, place) = (FxHashMap::default(), FxHashMap::default());
         let runtime = Handle::current();
-        Ok((Valkey { server, runtime, terms, own: None, shelves, place, clock: 0 }, library))
+        Ok((Valkey { server, runtime, terms, own: None, known: false, shelves, place, lost: None, clock: 0 }, library))
     }
 
     fn wait<T>(&self, what: impl Future<Output = T>) -> T {
@@ -63,8 +68,12 @@ impl Valkey {
         let name: Arc<str> = Terms::new_name().into();
         let shelf = self.wait(Shelf::begin(&self.server, &self.terms, &name))?;
         self.shelves.insert(Arc::clone(&name), Held::of(shelf));
-        self.own = Some(Arc::clone(&name));
-        self.note_shelves()?;
+        // What is on a shelf that nobody knows of would be found by nobody.
+        if let Err(error) = self.note_shelves() {
+            self.shelves.remove(&name);
+            return Err(error);
+        }
+        (self.own, self.known) = (Some(Arc::clone(&name)), self.terms.replicas == 0);
         Ok(name)
     }
 
@@ -78,21 +87,15 @@ impl Valkey {
         Ok(())
     }
 
-    /// Writes to one shelf. If that is another's now, what was on it is added to `lost`, and nothing is written: what is new
-    /// can be written to another shelf.
-    fn put(
-        &mut self,
-        name: &Arc<str>,
-        writes: &[&Write],
-        clock: Millis,
-        lost: &mut Option<Vec<TransferId>>,
-    ) -> Result<(), StoreError> {
+    /// Writes to one shelf. If that is another's now, what was on it is lost, and nothing is written: what is new can
+    /// be written to another shelf.
+    fn put(&mut self, name: &Arc<str>, writes: &[&Write], clock: Millis) -> Result<(), StoreError> {
         let (server, terms, runtime) = (&self.server, &self.terms, &self.runtime);
         let Some(held) = self.shelves.get_mut(name) else { return Ok(()) };
         self.clock = self.clock.max(clock);
         match runtime.block_on(held.shelf.put(server, terms, writes, self.clock, held.anew))? {
             Put::Done => {
-                held.anew = false;
+                let again = std::mem::take(&mut held.anew);
                 for write in writes {
                     let id = write.about();
                     if matches!(write, Write::Put(_)) {
@@ -103,7 +106,8 @@ impl Valkey {
                         self.place.remove(&id);
                     }
                 }
-                Ok(())
+                // What forgot the shelf may have forgotten that there is one.
+                if again { self.note_shelves() } else { Ok(()) }
             }
             Put::Forgotten => {
                 warn!(shelf = %name, "the servers lost what was written last to the ledger: writing all of it again");
@@ -112,10 +116,62 @@ impl Valkey {
             }
             Put::Lost => {
                 warn!(shelf = %name, transfers = held.transfers.len(), "another replica has taken transfers over");
-                lost.get_or_insert_default().extend(self.drop_shelf(name));
+                let transfers = self.drop_shelf(name);
+                self.lost.get_or_insert_default().extend(transfers);
                 Ok(())
             }
         }
+    }
+
+    fn write_shelves(&mut self, writes: &[Write], clock: Millis) -> Result<(), StoreError> {
+        let own = self.own()?;
+        if !self.known {
+            let Terms { namespace, timeout, replicas, .. } = &self.terms;
+            self.wait(self.server.heard_by(&keys::shelves(namespace), *replicas, *timeout))?;
+            self.known = true;
+        }
+        let mut by_shelf: FxHashMap<Arc<str>, Vec<&Write>> = FxHashMap::default();
+        for write in writes {
+            let name = match (self.place.get(&write.about()), write) {
+                (Some(name), _) => name,
+                (None, Write::Put(_)) => &own,
+                (None, Write::Delete(_)) => continue,
+            };
+            by_shelf.entry(Arc::clone(name)).or_default().push(write);
+        }
+        self.put_all(by_shelf, clock)
+    }
+
+    /// Writes to several shelves, also where one of them cannot be written.
+    fn put_all<'w>(
+        &mut self,
+        shelves: impl IntoIterator<Item = (Arc<str>, Vec<&'w Write>)>,
+        clock: Millis,
+    ) -> Result<(), StoreError> {
+        shelves.into_iter().fold(Ok(()), |so_far, (name, writes)| match self.put(&name, &writes, clock) {
+            Err(StoreError::RolledBack) => Err(StoreError::RolledBack),
+            done => so_far.and(done),
+        })
+    }
+
+    /// Keeps the leases of all shelves.
+    fn renew(&mut self, clock: Millis) -> Result<(), StoreError> {
+        self.own()?;
+        let fresh = self.terms.lease * 3 / 4;
+        // One that was written a moment ago needs no more.
+        let due = |h: &Held| h.shelf.until.saturating_duration_since(Instant::now()) < fresh;
+        let due = self.shelves.iter().filter(|(_, held)| due(held));
+        let due: Vec<_> = due.map(|(name, _)| (Arc::clone(name), Vec::new())).collect();
+        self.put_all(due, clock)
+    }
+
+    /// Says what was lost, once. Whatever else went wrong is tried again after that, but for what is to be written
+    /// anew: that has to be handed over first.
+    fn say_lost(&mut self, done: Result<(), StoreError>) -> Result<(), StoreError> {
+        if let Err(StoreError::RolledBack) = done {
+            return done;
+        }
+        self.lost.take().map_or(done, |lost| Err(StoreError::Lost(lost)))
     }
 
     fn drop_shelf(&mut self, name: &Arc<str>) -> FxHashSet<TransferId> {
@@ -134,8 +190,9 @@ impl Valkey {
         };
         let over: Vec<Arc<str>> = self.shelves.iter().filter_map(empty).collect();
         for name in over {
-            if let Some(held) = self.shelves.remove(&name) {
-                self.wait(held.shelf.retire(&self.server, &self.terms))?;
+            let Some(held) = self.shelves.remove(&name) else { continue };
+            if !self.wait(held.shelf.retire(&self.server, &self.terms))? {
+                continue;
             }
             let mut pipe = Pipeline::new();
             pipe.add_command(cmd("HDEL").arg(keys::shelves(&self.terms.namespace)).arg(&*name).take());
@@ -146,28 +203,37 @@ impl Valkey {
 
     /// Takes over what nobody has.
     fn take_free(&mut self) -> Result<Kept, StoreError> {
-        let mut all = Kept::default();
+        let (mut all, mut failed) = (Kept::default(), None);
         for name in self.wait(lapsed(&self.server, &self.terms.namespace))? {
-            let name: Arc<str> = name.into();
-            if self.shelves.contains_key(&name) {
-                continue;
+            match self.take(name.into()) {
+                Ok(kept) => {
+                    all.clock = self.clock;
+                    all.unreadable += kept.unreadable;
+                    all.records.extend(kept.records);
+                }
+                Err(error) => failed = Some(error),
             }
-            let Some((shelf, kept)) = self.wait(Shelf::take(&self.server, &self.terms, &name))? else {
-                continue;
-            };
-            info!(shelf = %name, transfers = kept.records.len(), "transfers taken over");
-            let mut held = Held::of(shelf);
-            for record in &kept.records {
-                held.transfers.insert(record.id);
-                self.place.insert(record.id, Arc::clone(&name));
-            }
-            self.shelves.insert(name, held);
-            self.clock = self.clock.max(kept.clock);
-            all.clock = self.clock;
-            all.unreadable += kept.unreadable;
-            all.records.extend(kept.records);
         }
-        Ok(all)
+        // What was taken is this process's, and has to be followed first.
+        failed.filter(|_| all.records.is_empty()).map_or(Ok(all), Err)
+    }
+
+    /// Takes one shelf over, where nobody has it.
+    fn take(&mut self, name: Arc<str>) -> Result<Kept, StoreError> {
+        if self.shelves.contains_key(&name) {
+            return Ok(Kept::default());
+        }
+        let taken = self.wait(Shelf::take(&self.server, &self.terms, &name))?;
+        let Some((shelf, kept)) = taken else { return Ok(Kept::default()) };
+        info!(shelf = %name, transfers = kept.records.len(), "transfers taken over");
+        let mut held = Held::of(shelf);
+        for record in &kept.records {
+            held.transfers.insert(record.id);
+            self.place.insert(record.id, Arc::clone(&name));
+        }
+        self.shelves.insert(name, held);
+        self.clock = self.clock.max(kept.clock);
+        Ok(kept)
     }
 }
 
@@ -185,21 +251,9 @@ impl Store for Valkey {
     }
 
     fn write(&mut self, writes: &[Write], clock: Millis) -> Result<(), StoreError> {
-        let own = self.own()?;
-        let mut by_shelf: FxHashMap<Arc<str>, Vec<&Write>> = FxHashMap::default();
-        for write in writes {
-            let name = match (self.place.get(&write.about()), write) {
-                (Some(name), _) => name,
-                (None, Write::Put(_)) => &own,
-                (None, Write::Delete(_)) => continue,
-            };
-            by_shelf.entry(Arc::clone(name)).or_default().push(write);
-        }
-        let mut lost = None;
-        for (name, writes) in by_shelf {
-            self.put(&name, &writes, clock, &mut lost)?;
-        }
-        lost.map_or(Ok(()), |lost| Err(StoreError::Lost(lost)))
+        self.say_lost(Ok(()))?;
+        let done = self.write_shelves(writes, clock);
+        self.say_lost(done)
     }
 
     fn beat(&self) -> Option<Duration> {
@@ -208,20 +262,9 @@ impl Store for Valkey {
     }
 
     fn keep(&mut self, clock: Millis) -> Result<Kept, StoreError> {
-        self.own()?;
-        let mut lost = None;
-        let names: Vec<Arc<str>> = self.shelves.keys().cloned().collect();
-        for name in names {
-            let fresh = self.terms.lease * 3 / 4;
-            let held = self.shelves.get(&name);
-            // One that was written a moment ago needs no more.
-            if held.is_some_and(|h| h.shelf.until.saturating_duration_since(Instant::now()) < fresh) {
-                self.put(&name, &[], clock, &mut lost)?;
-            }
-        }
-        if let Some(lost) = lost {
-            return Err(StoreError::Lost(lost));
-        }
+        self.say_lost(Ok(()))?;
+        let done = self.renew(clock);
+        self.say_lost(done)?;
         // Also where the servers have lost it.
         self.note_shelves()?;
         self.retire_empty()?;
@@ -237,7 +280,7 @@ impl Store for Valkey {
 
     fn leave(&mut self) {
         for held in self.shelves.values() {
-            if let Err(error) = self.wait(held.shelf.release(&self.server)) {
+            if let Err(error) = self.wait(held.shelf.release(&self.server, &self.terms)) {
                 warn!(%error, "transfers are taken over when their lease has run out");
             }
         }

@@ -92,7 +92,7 @@ impl Library {
         Ok(found.as_deref().and_then(keys::id))
     }
 
-    /// Gives a request's key to a transfer, unless another has it (and is not `instead_of`). Says who has it.
+    /// Gives a request's key to a transfer, unless another has it that is not `instead_of`. Says who has it.
     ///
     /// # Errors
     /// Where the server does not answer.
@@ -104,18 +104,22 @@ impl Library {
     ) -> Result<TransferId, RedisError> {
         let key = keys::request(&self.namespace, &record.request_id, record.purpose);
         let long = record.overall.saturating_sub(record.planned_at) + millis(kept);
-        let mut set = cmd("SET").arg(&key).arg(&field(record.id)[..]).arg("PX").arg(long).take();
-        if instead_of.is_none() {
-            set.arg("NX");
-        }
+        let mut give = cmd("EVAL").arg(GIVE).arg(1).arg(&key).take();
+        give.arg(&field(record.id)[..]).arg(long).arg(instead_of.map(field).as_ref().map_or(&[][..], |f| f));
         let mut pipe = Pipeline::new();
-        pipe.add_command(set);
-        pipe.add_command(cmd("GET").arg(&key).take());
-        let mut a = Answers::new(self.server.run(&mut pipe).await?);
-        let (_set, has) = (a.value()?, a.bytes()?);
+        pipe.add_command(give);
+        let has = Answers::new(self.server.run(&mut pipe).await?).bytes()?;
         has.as_deref().and_then(keys::id).ok_or_else(odd_answer)
     }
 }
+
+/// Key: a request's. Arguments: the transfer that is to have it, for how many ms, whose it may be until now.
+const GIVE: &str = r"
+local has = redis.call('GET', KEYS[1])
+if has and has ~= ARGV[1] and has ~= ARGV[3] then return has end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+";
 
 /// Shelves that there are.
 async fn names(server: &Server, namespace: &str) -> Result<Vec<String>, RedisError> {

@@ -52,6 +52,25 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return redis.call('HGETALL', KEYS[2])
 ";
 
+/// Keys: lease, transfers. Arguments: owner, term, what the hash is to say from now on, ttl in ms. What stays of a
+/// shelf says to a home that was paused that it is another's.
+const RETIRE: &str = r"
+local holder, meta = redis.call('GET', KEYS[1]), redis.call('HGET', KEYS[2], 'm')
+if holder and holder ~= ARGV[1] then return 'lost' end
+if not meta or string.match(meta, '^%x+') ~= ARGV[2] then return 'lost' end
+redis.call('UNLINK', KEYS[2])
+redis.call('HSET', KEYS[2], 'm', ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+redis.call('DEL', KEYS[1])
+return 'done'
+";
+
+/// Keys: lease, transfers. Argument: owner.
+const RELEASE: &str = r"
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 'done'
+";
+
 /// What all shelves of a replica have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Terms {
@@ -170,10 +189,7 @@ impl Shelf {
                 put.arg(&field(*id)[..]);
             }
         }
-        let mut pipe = Pipeline::new();
-        pipe.add_command(put);
-        let said = Answers::new(server.run(&mut pipe).await?).text()?;
-        match said.as_deref() {
+        match run(server, put).await?.as_deref() {
             Some("done") => {}
             Some("lost") => return Ok(Put::Lost),
             Some("forgotten") => return Ok(Put::Forgotten),
@@ -182,26 +198,38 @@ impl Shelf {
         (self.answered, self.until) = (self.sent, begun + terms.lease);
         if terms.replicas > 0 && !writes.is_empty() {
             server.heard_by(&self.keys.lease(), terms.replicas, terms.timeout).await?;
+            // The connection may have broken meanwhile, and another server may have counted for what it never had.
+            let mut ask = Pipeline::new();
+            ask.add_command(cmd("HGET").arg(self.keys.transfers()).arg(META).take());
+            let there = Answers::new(server.run(&mut ask).await?).text()?;
+            if there.is_none_or(|there| !there.starts_with(&format!("{:016x} {} ", self.term, self.sent))) {
+                return Ok(Put::Forgotten);
+            }
         }
         Ok(Put::Done)
     }
 
-    /// Ends it: nothing is on it any more. What says so stays for a while, for a home that was paused.
-    pub async fn retire(self, server: &Server, terms: &Terms) -> Result<(), RedisError> {
-        let mut pipe = Pipeline::new();
-        pipe.add_command(cmd("UNLINK").arg(self.keys.transfers()).take());
-        pipe.add_command(cmd("HSET").arg(self.keys.transfers()).arg(META).arg(meta(random(), 0, 0)).take());
-        pipe.add_command(cmd("PEXPIRE").arg(self.keys.transfers()).arg(millis(terms.ttl)).take());
-        pipe.add_command(cmd("DEL").arg(self.keys.lease()).take());
-        server.run(&mut pipe).await.map(drop)
+    /// Ends it: nothing is on it any more. False where another has it.
+    pub async fn retire(self, server: &Server, terms: &Terms) -> Result<bool, RedisError> {
+        let mut retire = self.keys.script(RETIRE);
+        retire.arg(&terms.owner).arg(format!("{:016x}", self.term));
+        retire.arg(meta(random(), 0, 0)).arg(millis(terms.ttl));
+        Ok(run(server, retire).await?.as_deref() == Some("done"))
     }
 
     /// Lets another take it over at once.
-    pub async fn release(&self, server: &Server) -> Result<(), RedisError> {
-        let mut pipe = Pipeline::new();
-        pipe.add_command(cmd("DEL").arg(self.keys.lease()).take());
-        server.run(&mut pipe).await.map(drop)
+    pub async fn release(&self, server: &Server, terms: &Terms) -> Result<(), RedisError> {
+        let mut release = self.keys.script(RELEASE);
+        release.arg(&terms.owner);
+        run(server, release).await.map(drop)
     }
+}
+
+/// Runs one script that says a word.
+async fn run(server: &Server, script: redis::Cmd) -> Result<Option<String>, RedisError> {
+    let mut pipe = Pipeline::new();
+    pipe.add_command(script);
+    Answers::new(server.run(&mut pipe).await?).text()
 }
 
 /// All that a shelf's hash has, and how often it was written.
