@@ -3,23 +3,30 @@
 //! The whole call in this process, as both transports make it: the message is read, the index asked
 //! about every candidate, the planner asked, the plan reserved and handed to the ledger on disk, the
 //! artefacts and the token made. Each plan is ended again, outside the time that counts, so that no
-//! limit is reached.
+//! limit is reached. With `--valkey` the ledger is on a cluster on loopback, which shares the processors.
+
+#[path = "../../kvindex/valkey/tests/support/servers.rs"]
+mod servers;
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context;
 use kvd::guard::Dialer;
 use kvd::ingest::{IngestConfig, Publishers};
-use kvd::serve::transfer::{TransferConfig, Transfers};
+use kvd::serve::transfer::{Sharing, TransferConfig, Transfers};
 use kvd::serve::{Limits, Service};
 use kvd::transfer::cost::{Geometry, Starting};
 use kvd::transfer::learned::Learned;
 use kvd::transfer::ledger::store::Store;
 use kvd::transfer::ledger::store::rocks::Rocks;
+use kvd::transfer::ledger::store::valkey::{Setup, Valkey};
 use kvd::transfer::plan::Policy;
 use kvindex::{Index, IndexConfig, Query, TierWeights};
 use kvproto::hash::canonical::{Namespace, PromptExtras, prompt_hashes};
 use kvproto::rpc::kv;
+use servers::Servers;
+use tokio::runtime::Runtime;
 
 use crate::Setting;
 use crate::engine::{Pod, instances, publish_held};
@@ -46,6 +53,12 @@ pub struct Args {
     /// Wait for the disk before a plan is answered
     #[arg(long)]
     sync_plans: bool,
+    /// Keep the ledger on three Valkey or Redis servers
+    #[arg(long, conflicts_with = "sync_plans")]
+    valkey: bool,
+    /// Replicas of each, all of which must have heard of a plan before it is answered
+    #[arg(long, default_value_t = 0, requires = "valkey")]
+    wait_replicas: u32,
 }
 
 /// Runs it.
@@ -54,8 +67,17 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let prompts: Vec<Prompt> = (0..PROMPTS)
         .map(|_| Prompt::random(&mut random, args.tokens).spread_over(args.pods, &mut random))
         .collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let disk = tempfile::tempdir()?;
-    let service = Arc::new(service(disk.path(), args.sync_plans)?);
+    let servers = args.valkey.then(|| cluster(&runtime, args.wait_replicas)).transpose()?;
+    let transfers = match &servers {
+        Some(servers) => shared(&runtime, servers, args.wait_replicas)?,
+        None => on_disk(disk.path(), args.sync_plans)?,
+    };
+    let service = Arc::new(service(transfers)?);
+    // Follows what the ledger's store says of itself.
+    let keeping = Arc::clone(&service);
+    let keeper = runtime.spawn(async move { keeping.keep_transfers().await });
     let mut pods = (0..args.pods).map(Pod::open).collect::<anyhow::Result<Vec<_>>>()?;
     for pod in &mut pods {
         service.publishers.register(pod.spec())?;
@@ -68,7 +90,6 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let mut verdict = Verdict::default();
     let mut others = Passes::default();
     let mut columns: [Passes; 4] = Default::default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for pass in 0..setting.passes {
         let watch = Watch::start(&[]);
         let service = Arc::clone(&service);
@@ -112,24 +133,43 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     table.row(columns.iter().zip([3, 3, 3, 0]).map(|(c, digits)| c.cell(digits)).collect());
     table.print();
     print_others(&others);
+    keeper.abort();
+    if let Ok(transfers) = service.transfers() {
+        transfers.stop();
+    }
     Ok(verdict)
 }
 
-fn service(disk: &std::path::Path, sync_plans: bool) -> anyhow::Result<Service> {
+/// Three servers, with so many replicas each.
+fn cluster(runtime: &Runtime, replicas: u32) -> anyhow::Result<Servers> {
+    let servers = runtime.block_on(Servers::start(3, replicas as usize));
+    servers.context("neither valkey-server nor redis-server is installed")
+}
+
+fn on_disk(disk: &std::path::Path, sync_plans: bool) -> anyhow::Result<Transfers> {
+    transfers(sync_plans, Box::new(Rocks::open(disk)?))
+}
+
+fn shared(runtime: &Runtime, servers: &Servers, wait_replicas: u32) -> anyhow::Result<Transfers> {
+    let address = "http://127.0.0.1:1".to_owned();
+    let (servers, process) = (servers.config("bench"), "bench".to_owned());
+    let setup = Setup { servers, address: address.clone(), process, wait_replicas };
+    let (store, library) = runtime.block_on(Valkey::connect(setup))?;
+    Ok(transfers(true, Box::new(store))?.sharing(Sharing { library, address }))
+}
+
+fn transfers(sync_plans: bool, store: Box<dyn Store>) -> anyhow::Result<Transfers> {
+    let plans = Learned::new(Starting::default(), Policy::default());
+    plans.set_model(MODEL, Geometry::uniform(131_072));
+    let config = TransferConfig { sync_plans, ..TransferConfig::default() };
+    let key = b"a key of the bench's own";
+    Ok(Transfers::start(config, Arc::new(plans), Some(store), key, &Dialer::default())?)
+}
+
+fn service(transfers: Transfers) -> anyhow::Result<Service> {
     let index = Arc::new(Index::new(IndexConfig::default()));
     let publishers = Publishers::start(Arc::clone(&index), IngestConfig::default(), None)?;
     publishers.begin();
-    let plans = Learned::new(Starting::default(), Policy::default());
-    plans.set_model(MODEL, Geometry::uniform(131_072));
-    let store: Box<dyn Store> = Box::new(Rocks::open(disk)?);
-    let config = TransferConfig { sync_plans, ..TransferConfig::default() };
-    let transfers = Transfers::start(
-        config,
-        Arc::new(plans),
-        Some(store),
-        b"a key of the bench's own",
-        &Dialer::default(),
-    )?;
     let service = Service::new(index, publishers, Limits::default(), TierWeights::default());
     Ok(service.with_transfers(Arc::new(transfers)))
 }

@@ -53,7 +53,9 @@ impl Valkey {
         let library = Library::new(server.clone(), &terms);
         let (shelves, place) = (FxHashMap::default(), FxHashMap::default());
         let runtime = Handle::current();
-        Ok((Valkey { server, runtime, terms, own: None, known: false, shelves, place, lost: None, clock: 0 }, library))
+        let nothing =
+            Valkey { server, runtime, terms, own: None, known: false, shelves, place, lost: None, clock: 0 };
+        Ok((nothing, library))
     }
 
     fn wait<T>(&self, what: impl Future<Output = T>) -> T {
@@ -148,10 +150,15 @@ impl Valkey {
         shelves: impl IntoIterator<Item = (Arc<str>, Vec<&'w Write>)>,
         clock: Millis,
     ) -> Result<(), StoreError> {
-        shelves.into_iter().fold(Ok(()), |so_far, (name, writes)| match self.put(&name, &writes, clock) {
-            Err(StoreError::RolledBack) => Err(StoreError::RolledBack),
-            done => so_far.and(done),
-        })
+        let mut done = Ok(());
+        for (name, writes) in shelves {
+            match self.put(&name, &writes, clock) {
+                Err(StoreError::RolledBack) => done = Err(StoreError::RolledBack),
+                Err(error) if done.is_ok() => done = Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        done
     }
 
     /// Keeps the leases of all shelves.
