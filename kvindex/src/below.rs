@@ -125,6 +125,42 @@ mod tests {
     }
 
     #[test]
+    fn tiers_count_for_an_engine_while_it_is_certain_whose_the_names_are() {
+        let index = Index::new(IndexConfig::default());
+        let query = Query::new("default", "m", Prompt::tokens(&TOKENS));
+        let (a, n1) = (attach(&index, "a", "n1", false), attach(&index, "n1", "n1", true));
+        compute(&index, a, &[11, 12, 13, 14]);
+        offload(&index, n1, Tier::Cpu, &[11, 12, 13, 14]);
+        let in_ram = || {
+            let answer = index.query(&query);
+            answer.scores.iter().find(|s| s.holder == a).expect("attached").by_tier[Tier::Cpu as usize]
+        };
+        assert_eq!(in_ram(), 4);
+        // Who has told nothing puts nothing in doubt.
+        let b = attach(&index, "b", "n2", false);
+        assert_eq!(in_ram(), 4);
+        compute(&index, a, &[11]);
+        assert_eq!(in_ram(), 4);
+        let tell = |tokens: &[u32], names: &[u64]| {
+            let mut batch = BatchBuilder::new(0.0, None);
+            let fields = StoredFields { block_size: 2, ..Default::default() };
+            batch.stored(fields, &hashes(names), tokens, &[]);
+            index.apply(b, &batch.build());
+        };
+        // Its names may be made otherwise, and both are on the same shelf.
+        tell(&[90, 91], &[21]);
+        assert_eq!(in_ram(), 0);
+        // It calls a block as the first one does.
+        tell(&TOKENS[..2], &[11]);
+        assert_eq!(in_ram(), 4);
+        // Or goes.
+        index.clear(b);
+        tell(&[90, 91], &[21]);
+        index.detach(b);
+        assert_eq!(in_ram(), 4);
+    }
+
+    #[test]
     fn what_other_nodes_have_is_asked_of_as_few_as_can_be() {
         let index = Index::new(IndexConfig::default());
         let query = Query::new("default", "m", Prompt::tokens(&TOKENS));

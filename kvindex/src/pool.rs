@@ -57,6 +57,8 @@ pub(crate) struct Writing {
     pub writers: Vec<Writer>,
     next_creator: u32,
     slots: Numbers,
+    /// Whether it may be certain of others than readers know whose the names in a domain are.
+    stirred: bool,
 }
 
 /// One attached holder.
@@ -201,7 +203,11 @@ impl Pool {
     pub fn write<R>(&self, change: impl FnOnce(&mut Vec<Option<Holder>>, &mut Desk<'_>) -> R) -> R {
         let mut writing = self.writing.lock();
         let guard = pin();
-        writing.write(&self.forests, &guard, change)
+        let done = writing.write(&self.forests, &guard, change);
+        if writing.stirred {
+            writing.show_all(&self.forests, &guard, &self.members.read());
+        }
+        done
     }
 
     /// Adds a holder in the first free slot; in none where there are no more.
@@ -222,6 +228,7 @@ impl Pool {
             writing.write(&self.forests, &guard, |holders, desk| {
                 seat(holders, Holder::new(spec, short, max_blocks, llmd, desk));
             });
+            writing.show_all(&self.forests, &guard, &members);
         }
         let ghosts = LEAST_GHOSTS.max(members.len() * GHOSTS_PER_HOLDER);
         writing.writers.iter_mut().for_each(|w| w.max_ghosts = ghosts);
@@ -280,6 +287,7 @@ impl Pool {
         let mut members = self.members.write();
         members[slot] = None;
         let empty = members.iter().all(Option::is_none);
+        writing.show_all(&self.forests, &guard, &members);
         self.reseat(&members);
         drop(guard);
         writing.slots.give(slot as u32);
@@ -369,7 +377,19 @@ impl Writing {
         guard: &Guard,
         change: impl FnOnce(&mut Vec<Option<Holder>>, &mut Desk<'_>) -> R,
     ) -> R {
-        let Writing { holders, writers, next_creator, .. } = self;
-        change(holders, &mut Desk { forests, writers, guard, next_creator })
+        let Writing { holders, writers, next_creator, stirred, .. } = self;
+        change(holders, &mut Desk { forests, writers, guard, next_creator, stirred })
+    }
+
+    /// Lets readers know of all `members` what one's change made certain of others.
+    fn show_all(&mut self, forests: &Forests, guard: &Guard, members: &[Option<Arc<Member>>]) {
+        self.stirred = false;
+        self.write(forests, guard, |holders, desk| {
+            for member in members.iter().flatten() {
+                if let Some(Some(holder)) = holders.get(member.slot as usize) {
+                    member.show(holder, desk);
+                }
+            }
+        });
     }
 }

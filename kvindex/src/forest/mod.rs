@@ -49,6 +49,7 @@ pub(crate) use table::{MAX_LEN, Place};
 
 use cover::Edit;
 use raw::{Blocks, Cell, Limbo, Loaded, Retired};
+use rustc_hash::{FxHashMap, FxHashSet};
 use table::Table;
 
 /// The strand before every first block; it has no blocks.
@@ -224,7 +225,9 @@ pub(crate) struct Writer {
     /// For sampling strands.
     random: u64,
     /// Those of whom somebody else called a block by the same name.
-    agreed_with: rustc_hash::FxHashSet<u32>,
+    agreed_with: FxHashSet<u32>,
+    /// Whose blocks are here, and in how many strands.
+    tellers: FxHashMap<u32, u32>,
     /// Whether any block ever lost its name to another.
     renamed: bool,
 }
@@ -276,6 +279,8 @@ pub(crate) struct Pen<'a> {
     pub forest: &'a Forest,
     pub w: &'a mut Writer,
     pub guard: &'a Guard,
+    /// Set where it may be certain of others than before whose the names here are.
+    pub stirred: &'a mut bool,
 }
 
 impl Drop for Pen<'_> {

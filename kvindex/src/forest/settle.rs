@@ -139,7 +139,10 @@ impl Pen<'_> {
         bin.retire(head.copies.replace_number(0));
         head.generation.store(head.generation.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         bin.retire(Retired::number(strand));
-        self.w.meta[strand as usize] = Meta::default();
+        let meta = std::mem::take(&mut self.w.meta[strand as usize]);
+        if meta.live {
+            self.discount_teller(meta.creator);
+        }
     }
 }
 

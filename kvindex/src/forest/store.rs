@@ -296,6 +296,7 @@ impl Pen<'_> {
         self.publish(head, new);
         self.touch(strand);
         self.w.meta[strand as usize] = Meta { creator: told.creator, live: true, tip, ..Meta::default() };
+        self.count_teller(told.creator);
         if chained {
             self.w.meta[at.strand as usize].children += 1;
             let place = Place { strand, offset: 0 };
@@ -382,12 +383,33 @@ impl Pen<'_> {
     /// Somebody else calls blocks as who told of this strand does.
     pub fn agree_with(&mut self, strand: u32) {
         let creator = self.creator(strand);
-        self.w.agreed_with.insert(creator);
+        *self.stirred |= self.w.agreed_with.insert(creator);
     }
 
     /// Whether somebody else calls blocks as `creator` does.
     pub fn is_agreed_with(&self, creator: u32) -> bool {
         self.w.agreed_with.contains(&creator)
+    }
+
+    /// Whether all blocks that are here were told by `creator`.
+    pub fn is_of_one(&self, creator: u32) -> bool {
+        self.w.tellers.len() <= 1 && self.w.tellers.keys().all(|c| *c == creator)
+    }
+
+    fn count_teller(&mut self, creator: u32) {
+        let strands = self.w.tellers.entry(creator).or_default();
+        *strands += 1;
+        *self.stirred |= *strands == 1;
+    }
+
+    /// A strand that `creator` told of is gone.
+    pub(super) fn discount_teller(&mut self, creator: u32) {
+        let Some(strands) = self.w.tellers.get_mut(&creator) else { return };
+        *strands -= 1;
+        if *strands == 0 {
+            self.w.tellers.remove(&creator);
+            *self.stirred = true;
+        }
     }
 
     /// Strands of which `creator` told.

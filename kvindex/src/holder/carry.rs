@@ -166,8 +166,8 @@ impl Holder {
     /// Begins to be put back: in `domain`, as who told of what `creator` told. Until
     /// [`put_back`](Self::put_back) it stays in that domain whatever it is told.
     pub fn settle_in(&mut self, domain: usize, creator: u32, desk: &mut Desk<'_>) {
-        desk.forests.join(domain);
-        desk.forests.part(self.domain);
+        desk.join(domain);
+        desk.part(self.domain);
         self.domain = domain;
         self.creator = creator;
         self.agreed = true;

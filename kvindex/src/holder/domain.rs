@@ -55,7 +55,7 @@ impl Holder {
         let Strands { mut all, .. } = std::mem::take(&mut self.strands[1]);
         all.sort_unstable_by_key(|s| (desk.forests.get(from).depth(*s), *s));
         all.dedup();
-        desk.forests.join(to);
+        desk.join(to);
         // All that it told, held or not: what it holds may hang on that, and may come back by name.
         let mut told = desk.pen(from).told_by(self.creator);
         told.sort_unstable_by_key(|s| desk.forests.get(from).depth(*s));
@@ -70,7 +70,7 @@ impl Holder {
             });
             desk.pen(from).let_go(strand);
         }
-        desk.forests.part(from);
+        desk.part(from);
         self.tell_again(&retold, desk);
     }
 

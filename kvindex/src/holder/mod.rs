@@ -79,6 +79,8 @@ pub(crate) struct Desk<'a> {
     pub guard: &'a Guard,
     /// A number that no holder had.
     pub next_creator: &'a mut u32,
+    /// Set where it may be certain of others than before whose the names in a domain are.
+    pub stirred: &'a mut bool,
 }
 
 impl Desk<'_> {
@@ -86,7 +88,20 @@ impl Desk<'_> {
         if self.writers.len() <= domain {
             self.writers.resize_with(domain + 1, Writer::new);
         }
-        Pen { forest: self.forests.get(domain), w: &mut self.writers[domain], guard: self.guard }
+        let (forest, w) = (self.forests.get(domain), &mut self.writers[domain]);
+        Pen { forest, w, guard: self.guard, stirred: self.stirred }
+    }
+
+    /// One engine more is in a domain.
+    fn join(&mut self, domain: usize) {
+        *self.stirred = true;
+        self.forests.join(domain);
+    }
+
+    /// One engine less is in a domain.
+    fn part(&mut self, domain: usize) {
+        *self.stirred = true;
+        self.forests.part(domain);
     }
 }
 
@@ -102,7 +117,7 @@ impl Holder {
         let domain = desk.forests.busiest();
         // Tiers have no names of their own.
         if !spec.tiers {
-            desk.forests.join(domain);
+            desk.join(domain);
         }
         Holder {
             spec,
@@ -127,8 +142,8 @@ impl Holder {
     pub fn successor(&self, slot: Slot, desk: &mut Desk<'_>) -> Holder {
         let new = Holder::new(self.spec.clone(), slot, self.max_blocks, self.llmd, desk);
         if !self.spec.tiers {
-            desk.forests.part(new.domain);
-            desk.forests.join(self.domain);
+            desk.part(new.domain);
+            desk.join(self.domain);
         }
         let HolderStats { refused, dropped, .. } = self.stats;
         Holder {
@@ -186,7 +201,7 @@ impl Holder {
     pub fn leave(&mut self, desk: &mut Desk<'_>) {
         self.clear_tier(None, desk);
         if !self.spec.tiers {
-            desk.forests.part(self.domain);
+            desk.part(self.domain);
         }
     }
 
@@ -345,12 +360,13 @@ impl Holder {
         self.stats.refused += u64::from(n);
     }
 
-    /// Its hash domain, if the names there are certain to be its own: nobody else is there, or it and
-    /// another have called a block by the same name. Until then it is there on trial only.
+    /// Its hash domain, if the names there are certain to be its own: nobody else is there or told anything, or it
+    /// and another have called a block by the same name. Until then it is there on trial only.
     pub fn own_domain(&self, desk: &mut Desk<'_>) -> Option<usize> {
-        let alone = || desk.forests.engines(self.domain) == 1;
-        let agreed = self.agreed || alone() || desk.pen(self.domain).is_agreed_with(self.creator);
-        agreed.then_some(self.domain)
+        let alone = desk.forests.engines(self.domain) == 1;
+        let pen = desk.pen(self.domain);
+        let certain = self.agreed || alone || pen.is_of_one(self.creator) || pen.is_agreed_with(self.creator);
+        certain.then_some(self.domain)
     }
 
     /// Whether something of this holder is not in its forest.
