@@ -91,7 +91,7 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let mut others = Passes::default();
     let mut columns: [Passes; 4] = Default::default();
     for pass in 0..setting.passes {
-        let watch = Watch::start(&[]);
+        let watch = Watch::start(&servers.as_ref().map(Servers::pids).unwrap_or_default());
         let service = Arc::clone(&service);
         let asked = (0..args.plans).map(|i| request(&names, &prompts[i % PROMPTS], pass, i));
         let asked: Vec<kv::PlanTransferRequest> = asked.collect();

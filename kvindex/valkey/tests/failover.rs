@@ -3,6 +3,7 @@
 #[path = "support/servers.rs"]
 mod servers;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvindex::remote::changes;
@@ -221,6 +222,63 @@ async fn a_node_killed_in_the_middle_makes_no_answer_wrong() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     for pod in &mut pods {
         assert_eq!(score(&shared, pod.id, 100).await.0, 90, "{}", pod.spec.instance);
+    }
+}
+
+/// Writes on while all that one node has moves to another, key by key: a cluster that is rebalanced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_that_move_make_no_answer_wrong() {
+    let Some(servers) = Servers::start(3, 0).await else { return };
+    let servers = Arc::new(servers);
+    let shared = Shared::connect(servers.config("moving")).await.unwrap();
+    let mut pods: Vec<Pod> = (0..8).map(|n| Pod::attach(&shared, &format!("pod{n}"))).collect();
+    for pod in &mut pods {
+        pod.recover(&shared, 0).await.expect("servers that answer");
+    }
+    let keys = Keys::new("moving", &pods[0].spec);
+    let from = servers.owner_of(&keys.lease()).await;
+    let slots = servers.slots_in_use(from).await;
+    let moving = {
+        let servers = Arc::clone(&servers);
+        tokio::spawn(async move {
+            // There, back, and there again.
+            let (mut moved, mut way) = (0, [from, (from + 1) % 3]);
+            for _ in 0..3 {
+                for slot in &slots {
+                    moved += servers.move_slot(*slot, way[0], way[1], Duration::from_millis(15)).await;
+                }
+                way.reverse();
+            }
+            moved
+        })
+    };
+    let (mut exact, mut degraded, mut failed, mut n) = (0, 0, 0, 0);
+    while !moving.is_finished() || n < 20 {
+        n += 1;
+        for pod in &mut pods {
+            let written = match pod.write(n).await {
+                Ok(()) => true,
+                Err(_) => {
+                    failed += 1;
+                    pod.recover(&shared, n).await.is_ok()
+                }
+            };
+            let (cached, standing) = score(&shared, pod.id, n + 2).await;
+            if standing == Standing::Live {
+                assert!(written, "batch {n} of {}: live, though not written", pod.spec.instance);
+                assert_eq!(cached as usize, n + 1, "batch {n} of {}", pod.spec.instance);
+                exact += 1;
+            } else {
+                degraded += 1;
+            }
+        }
+    }
+    let moved = moving.await.expect("no panic");
+    println!("{moved} keys moved, {n} batches: {exact} exact, {degraded} degraded, {failed} failed writes");
+    assert!(moved >= 12 && exact > degraded, "{moved} keys moved, {exact} exact, {degraded} degraded");
+    for pod in &mut pods {
+        pod.recover(&shared, n).await.expect("servers that answer");
+        assert_eq!(score(&shared, pod.id, n + 2).await, (n as u32 + 1, Standing::Live), "{}", pod.spec.instance);
     }
 }
 

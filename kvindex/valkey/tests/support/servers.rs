@@ -133,6 +133,11 @@ impl Servers {
         }
     }
 
+    /// Their processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().map(|node| node.child.id()).collect()
+    }
+
     /// How to reach them.
     pub fn config(&self, namespace: &str) -> Config {
         Config {
@@ -175,6 +180,47 @@ impl Servers {
     pub async fn owner_of(&self, key: &str) -> usize {
         let slot: usize = self.ask(0, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await.expect("a slot");
         (0..self.masters).find(|at| slot < 16384 * (at + 1) / self.masters).expect("a slot in range")
+    }
+
+    /// Gives a slot and all that is in it to another node while both serve, as `redis-cli --cluster rebalance` does,
+    /// with a pause after each step. Returns how many keys moved.
+    pub async fn move_slot(&self, slot: u16, from: usize, to: usize, pause: Duration) -> usize {
+        let mut ids = Vec::new();
+        for at in [from, to] {
+            ids.push(self.ask::<String>(at, cmd("CLUSTER").arg("MYID")).await.expect("an id"));
+        }
+        for (at, word, id) in [(to, "IMPORTING", &ids[0]), (from, "MIGRATING", &ids[1])] {
+            let set = cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(word).arg(id).take();
+            self.ask::<()>(at, &set).await.expect("a slot that moves");
+        }
+        let mut moved = 0;
+        loop {
+            tokio::time::sleep(pause).await;
+            let one = cmd("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(1).take();
+            let keys: Vec<String> = self.ask(from, &one).await.expect("keys");
+            let Some(key) = keys.first() else { break };
+            let there = ["127.0.0.1".to_owned(), self.nodes[to].port.to_string(), key.clone()];
+            let migrate = cmd("MIGRATE").arg(&there).arg(0).arg(5000).take();
+            self.ask::<String>(from, &migrate).await.expect("a key that moves");
+            moved += 1;
+        }
+        for at in [to, from].into_iter().chain((0..self.nodes.len()).filter(|at| *at != to && *at != from)) {
+            let set = cmd("CLUSTER").arg("SETSLOT").arg(slot).arg("NODE").arg(&ids[1]).take();
+            self.ask::<()>(at, &set).await.expect("a slot that has moved");
+        }
+        moved
+    }
+
+    /// The slots of one node that have keys.
+    pub async fn slots_in_use(&self, at: usize) -> Vec<u16> {
+        let keys: Vec<String> = self.ask(at, cmd("KEYS").arg("*")).await.expect("keys");
+        let mut slots = Vec::new();
+        for key in keys {
+            slots.push(self.ask(at, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await.expect("a slot"));
+        }
+        slots.sort_unstable();
+        slots.dedup();
+        slots
     }
 
     /// Asks one node.

@@ -428,6 +428,55 @@ fn a_node_that_dies_takes_nothing_that_was_answered_with_it_even_together_with_t
 }
 
 #[test]
+fn a_shelf_moves_to_another_node_while_its_home_writes() {
+    let Some(rig) = Rig::start(3, 0) else { return };
+    let (mut home, library) = rig.replica_for("moving", Duration::from_secs(60));
+    home.load().unwrap();
+    let mut all: BTreeMap<TransferId, Record> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let at = rig.node_of("moving", 0);
+        let (runtime, servers) = (rig.runtime.handle(), &rig.servers);
+        let moving = scope.spawn(move || {
+            runtime.block_on(async {
+                let (mut moved, mut way) = (0, [at, (at + 1) % 3]);
+                for _ in 0..4 {
+                    for slot in servers.slots_in_use(way[0]).await {
+                        moved += servers.move_slot(slot, way[0], way[1], Duration::from_millis(20)).await;
+                    }
+                    way.reverse();
+                }
+                moved
+            })
+        });
+        let mut n = 0;
+        while !moving.is_finished() {
+            n += 1;
+            let r = Record { attempt: n, ..record(&format!("r{}", n % 7), disagg("p", "d")) };
+            let began = Instant::now();
+            loop {
+                match home.write(&[put(&r)], NOW) {
+                    Ok(()) => break,
+                    // What was written last was on its way: the book hands all of it over again.
+                    Err(StoreError::RolledBack) => {
+                        let writes: Vec<Write> = all.values().map(put).collect();
+                        let _ = home.write(&writes, NOW);
+                    }
+                    Err(e) => assert!(began.elapsed() < Duration::from_secs(30), "{e}"),
+                }
+            }
+            all.insert(r.id, r);
+        }
+        let moved = moving.join().expect("no panic");
+        assert!(moved >= 4 && n > 4, "{moved} keys moved during {n} writes");
+    });
+    assert_eq!(rig.all(&library), all);
+    home.leave();
+    let (mut next, _) = rig.replica("moving");
+    let kept = retry(|| next.load()).unwrap();
+    assert_eq!(kept.records.into_iter().map(|r| (r.id, r)).collect::<BTreeMap<_, _>>(), all);
+}
+
+#[test]
 fn servers_that_forget_are_told_again_by_the_home() {
     let Some(mut rig) = Rig::start(1, 0) else { return };
     let (mut home, library) = rig.replica("forget");
