@@ -26,11 +26,12 @@ pub struct Cluster {
 pub enum ConnectError {
     /// kvd is not a pod.
     #[error(
-        "not in a cluster ({0}), which discovery.pods and security.token_review need; set discovery.kubeconfig"
+        "not in a cluster ({0}), which discovery.pods and security.token_review need; set discovery.kubeconfig or \
+         security.token_review.kubeconfig"
     )]
     NotInside(#[source] kube::config::InClusterError),
     /// The file cannot be used.
-    #[error("discovery.kubeconfig {}: {error}", path.display())]
+    #[error("kubeconfig {}: {error}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,

@@ -142,11 +142,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
 
     raise_file_limit(config.ingest.max_publishers);
-    let cluster = match config.discovery.pods.is_empty() && config.security.token_review.is_none() {
+    let kubeconfig = config.discovery.kubeconfig.as_deref();
+    let cluster = match config.discovery.pods.is_empty() {
         true => None,
-        false => Some(Cluster::find(config.discovery.kubeconfig.as_deref()).await?),
+        false => Some(Cluster::find(kubeconfig).await?),
     };
-    let of_tokens = cluster.as_ref().map(|c| c.client.clone());
+    let of_tokens = match &config.security.token_review {
+        None => None,
+        Some(review) => Some(Cluster::find(review.kubeconfig.as_deref().or(kubeconfig)).await?.client),
+    };
     let guard = Arc::new(Guard::load(&config.security, of_tokens).context("guard")?);
     let tls = ServerTls::load(&config.security).context("read the certificate")?;
     let dialer = Dialer::load(DialConfig::of_peers(&config.security)).context("reach other replicas")?;

@@ -37,6 +37,7 @@ pub(crate) struct SecurityTable {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct TokenReviewTable {
+    pub kubeconfig: Option<PathBuf>,
     pub audiences: Option<Vec<String>>,
     pub cache_ttl: Option<Time>,
     pub read: Option<SubjectsTable>,
@@ -59,6 +60,7 @@ impl TokenReviewTable {
             Subjects { users: users.into_iter().collect(), groups: groups.into_iter().collect() }
         };
         ReviewConfig {
+            kubeconfig: self.kubeconfig.filter(|path| !path.as_os_str().is_empty()),
             audiences: self.audiences.unwrap_or_else(|| vec!["kvd".to_owned()]),
             grants: Grants { read: of(self.read), route: of(self.route), write: of(self.write) },
             ttl: self.cache_ttl.map_or(Duration::from_secs(10), |t| t.0),

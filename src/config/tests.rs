@@ -71,6 +71,7 @@ fn the_example_file_names_every_key_there_is() {
             max_requests_per_client: Some(_),
             max_rate_per_client: Some(_),
             token_review: Some(security::TokenReviewTable {
+                kubeconfig: Some(_),
                 audiences: Some(_),
                 cache_ttl: Some(_),
                 read: Some(_),

@@ -237,7 +237,7 @@ pub async fn run(config: TierConfig) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.folder).with_context(|| format!("make {}", config.folder.display()))?;
     let cluster = match &config.security.token_review {
         None => None,
-        Some(_) => Some(Cluster::find(None).await?.client),
+        Some(review) => Some(Cluster::find(review.kubeconfig.as_deref()).await?.client),
     };
     let guard = Arc::new(Guard::load(&config.security, cluster).context("guard")?);
     let tls = ServerTls::load(&config.security).context("read the certificate")?;

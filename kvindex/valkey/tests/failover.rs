@@ -278,7 +278,12 @@ async fn slots_that_move_make_no_answer_wrong() {
     assert!(moved >= 12 && exact > degraded, "{moved} keys moved, {exact} exact, {degraded} degraded");
     for pod in &mut pods {
         pod.recover(&shared, n).await.expect("servers that answer");
-        assert_eq!(score(&shared, pod.id, n + 2).await, (n as u32 + 1, Standing::Live), "{}", pod.spec.instance);
+        assert_eq!(
+            score(&shared, pod.id, n + 2).await,
+            (n as u32 + 1, Standing::Live),
+            "{}",
+            pod.spec.instance
+        );
     }
 }
 

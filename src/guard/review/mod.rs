@@ -17,6 +17,7 @@ mod tests;
 mod verdicts;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -52,6 +53,8 @@ const LONGEST: usize = 16 << 10;
 /// Which tokens of the cluster are accepted.
 #[derive(Clone, Debug)]
 pub struct ReviewConfig {
+    /// How the cluster is reached; `None` = as discovery reaches it.
+    pub kubeconfig: Option<PathBuf>,
     /// A token must be meant for one of these.
     pub audiences: Vec<String>,
     /// Who may do what.

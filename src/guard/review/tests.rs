@@ -18,7 +18,7 @@ fn config() -> ReviewConfig {
         route: subjects(&["epp"], &[]),
         write: subjects(&["admin"], &[]),
     };
-    ReviewConfig { audiences: vec!["kvd".into()], grants, ttl: TTL }
+    ReviewConfig { kubeconfig: None, audiences: vec!["kvd".into()], grants, ttl: TTL }
 }
 
 /// A reviewer whose cluster takes the middle of a token for its user's name, while it is up.

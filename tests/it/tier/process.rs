@@ -3,6 +3,7 @@
 use kvtier::agent::Outcome;
 
 use super::node::{Node, Pod, hex, until};
+use crate::apiserver::Api;
 
 #[test]
 fn the_process_starts_answers_kvctl_and_ends_when_told() {
@@ -80,6 +81,32 @@ fn a_file_system_that_two_nodes_share_has_what_either_put_there() {
     assert_eq!(of_b.load(&[1]), [Outcome::Miss]);
     a.stop();
     b.stop();
+}
+
+#[test]
+fn service_accounts_have_rights_at_a_node_too() {
+    let (folder, api) = (tempfile::tempdir().expect("a directory"), Api::start());
+    let kubeconfig = api.kubeconfig(folder.path(), "kvd");
+    let node = Node::start(
+        folder.path(),
+        &format!(
+            "[security.token_review]\nkubeconfig = {kubeconfig:?}\n\
+             read = {{ groups = [\"system:serviceaccounts:monitoring\"] }}\n\
+             write = {{ users = [\"system:serviceaccount:kvd:kvd\"] }}\n"
+        ),
+    );
+    let of = |namespace: &str, name: &str| {
+        let path = folder.path().join(format!("{namespace}-{name}"));
+        std::fs::write(&path, api.issue(namespace, name, "kvd")).expect("written");
+        path.display().to_string()
+    };
+    let (reads, writes, nothing) = (of("monitoring", "m"), of("kvd", "kvd"), of("other", "o"));
+    let may = |token: &str, call: &[&str]| node.kvctl(&[&["--token-file", token], call].concat()).0;
+    assert!(may(&reads, &["tiers"]) && !may(&reads, &["tier", "drain"]));
+    assert!(may(&writes, &["tiers"]) && may(&writes, &["tier", "drain"]));
+    assert!(!may(&nothing, &["tiers"]), "known, and given nothing");
+    assert_eq!(api.reviews(), 3);
+    node.stop();
 }
 
 #[test]
