@@ -62,6 +62,9 @@ pub struct Args {
     /// How to log: text or json.
     #[arg(long, env = "KVD_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,
+    /// Where other replicas ask this one about transfers, instead of transfers.replica; nothing where it has no others.
+    #[arg(long, env = "KVD_TRANSFERS_REPLICA", value_name = "URL")]
+    pub transfers_replica: Option<String>,
     /// How long to wait for requests under way when told to stop, such as 5s.
     #[arg(long, env = "KVD_DRAIN_TIMEOUT", value_name = "DURATION")]
     pub drain_timeout: Option<String>,

@@ -167,7 +167,7 @@ impl Config {
     /// Names the key and the value that cannot be used.
     pub fn load(args: &Args) -> Result<Config, ConfigError> {
         let mut config = match args.config.as_ref().filter(|path| !path.is_empty()) {
-            Some(path) => Config::from_file(Path::new(path))?,
+            Some(path) => Config::from_file(Path::new(path), args)?,
             None => Config::default(),
         };
         config.apply_args(args)?;
@@ -175,21 +175,23 @@ impl Config {
         Ok(config)
     }
 
-    fn from_file(path: &Path) -> Result<Config, ConfigError> {
+    fn from_file(path: &Path, args: &Args) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-        Config::from_toml(&text, path)
+        Config::from_toml(&text, path, args)
     }
 
-    fn from_toml(text: &str, path: &Path) -> Result<Config, ConfigError> {
+    fn from_toml(text: &str, path: &Path, args: &Args) -> Result<Config, ConfigError> {
         let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
         let mut keys = Vec::new();
         let table = toml::Deserializer::parse(text).map_err(malformed)?;
-        let file: File =
+        let mut file: File =
             serde_ignored::deserialize(table, |key| keys.push(named(&key.to_string()))).map_err(malformed)?;
         if !keys.is_empty() {
             return Err(ConfigError::UnknownKeys { path: path.to_owned(), keys });
         }
+        // Together with what the file says of other replicas.
+        file.transfers.asked_at(args.transfers_replica.as_deref());
         let mut config = Config::default();
         config.apply_file(file)?;
         Ok(config)

@@ -4,7 +4,7 @@ use clap::Parser;
 const EXAMPLE: &str = include_str!("../../deploy/kvd.example.toml");
 
 fn from_toml(text: &str) -> Result<Config, ConfigError> {
-    let config = Config::from_toml(text, Path::new("kvd.toml"))?;
+    let config = Config::from_toml(text, Path::new("kvd.toml"), &Args::default())?;
     config.check()?;
     Ok(config)
 }
@@ -295,6 +295,23 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     assert_eq!(config.data_dir, None, "an empty flag takes back what the file says");
     assert_eq!(config.drain_timeout, Duration::from_millis(70));
     assert_eq!(config.log_format, LogFormat::Text);
+}
+
+#[test]
+fn where_a_replica_is_asked_about_transfers_may_be_typed() {
+    let args = Args { transfers_replica: Some("http://kvd-1:50051".into()), ..Args::default() };
+    let load = |text: &str| Config::from_toml(text, Path::new("kvd.toml"), &args);
+    let shared = load("[index.valkey]\nurls = [\"valkey://v:1\"]\n[transfers]\nvalkey = true").unwrap();
+    assert_eq!(shared.transfers.valkey.unwrap().address, "http://kvd-1:50051");
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), [b'k'; 64]).unwrap();
+    let text = format!(
+        "[transfers]\nkey_file = {:?}\nreplicas = [\"http://kvd-0:50051\", \"http://kvd-1:50051\"]",
+        key.path()
+    );
+    assert_eq!(load(&text).unwrap().transfers.config.replicas.me(), 1);
+    // Who has no others is told where it is asked all the same: all replicas are started alike.
+    assert!(load("").unwrap().transfers.config.replicas.is_empty());
 }
 
 #[test]

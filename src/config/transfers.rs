@@ -89,6 +89,14 @@ struct ModelTable {
 }
 
 impl TransfersTable {
+    /// This replica is asked at `typed` by others, where it has any.
+    pub(super) fn asked_at(&mut self, typed: Option<&str>) {
+        let has_others = self.valkey == Some(true) || !self.replicas.is_empty();
+        if let Some(url) = typed.filter(|url| has_others && !url.is_empty()) {
+            self.replica = Some(url.to_owned());
+        }
+    }
+
     pub(super) fn apply(self, to: &mut Transfers) -> Result<(), ConfigError> {
         let TransfersTable {
             enabled,

@@ -201,13 +201,18 @@ fn the_configuration_in_every_manifest_can_be_used() {
     for (name, documents) in rendered() {
         let map = documents.iter().find(|d| d["kind"] == "ConfigMap").expect("there is one");
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), map["data"]["kvd.toml"].as_str().expect("text")).expect("write");
+        let key = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(key.path(), [b'k'; 64]).expect("write");
+        let config = map["data"]["kvd.toml"].as_str().expect("text");
+        let config = config.replace("/etc/kvd-transfers/key", &key.path().display().to_string());
+        std::fs::write(file.path(), config).expect("write");
         let set = documents.iter().find(|d| d["kind"] == "StatefulSet").expect("there is one");
         let args = set["spec"]["template"]["spec"]["containers"][0]["args"].as_array().expect("arguments");
         let args = args.iter().map(|a| a.as_str().expect("text")).filter(|a| *a != "serve");
         let args = args.map(|a| match a.strip_prefix("--config=") {
             Some(_) => format!("--config={}", file.path().display()),
-            None => a.to_owned(),
+            // As the kubelet does.
+            None => a.replace("$(POD_NAME)", "kvd-0"),
         });
         let checked =
             std::process::Command::new(env!("CARGO_BIN_EXE_kvd")).arg("check-config").args(args).output();

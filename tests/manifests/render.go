@@ -106,6 +106,13 @@ func functions(root *template.Template) template.FuncMap {
 			return "\n" + pad + strings.ReplaceAll(text, "\n", "\n"+pad)
 		},
 		"int":    func(value any) (int64, error) { return strconv.ParseInt(fmt.Sprint(value), 10, 64) },
+		"until": func(n int64) []int64 {
+			out := make([]int64, n)
+			for i := range out {
+				out[i] = int64(i)
+			}
+			return out
+		},
 		"list":   func(values ...any) []any { return values },
 		"append": func(list []any, value any) []any { return append(append([]any{}, list...), value) },
 		"uniq": func(list []any) []any {
