@@ -28,7 +28,7 @@ fn registered(kvd: &Kvd) -> BTreeSet<String> {
 
 /// What a kvd that cannot start says.
 fn refused(mut command: Command, data: &Path) -> String {
-    let Output { status, stderr, .. } = command.args(serve(data)).output().expect("run kvd");
+    let Output { status, stderr, .. } = command.args(serve(data, &[])).output().expect("run kvd");
     assert_eq!(status.code(), Some(1), "{}", String::from_utf8_lossy(&stderr));
     String::from_utf8(stderr).expect("text")
 }

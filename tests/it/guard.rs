@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::{Engine, Kvd};
+use crate::support::{Engine, Kvd, file};
 
 const READ: &str = "a-token-that-may-read";
 const WRITE: &str = "a-token-that-may-write";
@@ -58,12 +58,6 @@ impl Authority {
         std::fs::write(self.folder.join("tls.crt"), certificate.pem()).expect("write");
         std::fs::write(self.folder.join("tls.key"), key.serialize_pem()).expect("write");
     }
-}
-
-fn file(folder: &Path, name: &str, text: &str) -> String {
-    let path = folder.join(name);
-    std::fs::write(&path, text).expect("write");
-    path.display().to_string()
 }
 
 /// A kvd with this `[security]`, which answers health on a port that is known.

@@ -34,11 +34,7 @@ impl Kvd {
 
     /// The same by a command that runs what it is given.
     pub fn start_by(mut command: Command, data: &Path, more: &[&str]) -> Kvd {
-        let mut own = serve(data);
-        if more.contains(&"--grpc-listen") {
-            own.drain(1..3);
-        }
-        command.args(own).args(more);
+        command.args(serve(data, more));
         Kvd::spawn_here(command, data)
     }
 
@@ -50,11 +46,7 @@ impl Kvd {
     /// The same without looking whether it is healthy: it may not answer just anybody.
     pub fn start_blind(data: &Path, more: &[&str]) -> Kvd {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
-        let mut own = serve(data);
-        if more.contains(&"--grpc-listen") {
-            own.drain(1..3);
-        }
-        command.args(own).args(more);
+        command.args(serve(data, more));
         Kvd::spawn_blind(command, data)
     }
 
@@ -200,11 +192,16 @@ impl Kvd {
     }
 }
 
-/// The arguments of a kvd on free ports.
-pub fn serve(data: &Path) -> Vec<&OsStr> {
+/// The arguments of a kvd on free ports, but where `more` names one.
+pub fn serve<'a>(data: &'a Path, more: &'a [&'a str]) -> Vec<&'a OsStr> {
     const LISTEN: [&str; 6] =
         ["serve", "--grpc-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--data-dir"];
-    LISTEN.iter().map(OsStr::new).chain([data.as_os_str()]).collect()
+    let own = LISTEN.iter().map(OsStr::new).chain([data.as_os_str()]);
+    let mut arguments: Vec<&OsStr> = own.chain(more.iter().map(OsStr::new)).collect();
+    if more.contains(&"--grpc-listen") {
+        arguments.drain(1..3);
+    }
+    arguments
 }
 
 impl Drop for Kvd {
@@ -248,6 +245,14 @@ impl Engine {
         self.wait_for_subscriber();
     }
 
+    /// The same as an engine on `node`, whose blocks are of 16 tokens.
+    pub fn register_on(&mut self, kvd: &Kvd, node: &str) {
+        let mut registration = self.registration("vLLM", 16);
+        registration["node"] = node.into();
+        kvd.ok("/register", &registration);
+        self.wait_for_subscriber();
+    }
+
     pub fn wait_for_subscriber(&mut self) {
         assert!(
             self.sim.wait_for_subscriber(PATIENCE).expect("sockets"),
@@ -261,6 +266,13 @@ impl Engine {
             self.sim.publish(r).expect("publish");
         }
     }
+}
+
+/// Writes a small file for a configuration to name. Its path.
+pub fn file(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("written");
+    path.display().to_string()
 }
 
 /// The directory of committed recordings.

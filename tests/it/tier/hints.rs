@@ -4,11 +4,12 @@ use kvproto::rpc::kv;
 use kvproto::rpc::kv::index_service_client::IndexServiceClient;
 use kvproto::rpc::kv::ingest_service_client::IngestServiceClient;
 use kvtier::agent::Outcome;
-use serde_json::json;
 
 use super::cached;
-use super::node::{Node, Pod, hex, until};
-use crate::support::{Engine, Kvd, record, stored_payload};
+use super::node::{Node, Pod, until};
+use crate::support::{Engine, Kvd, file, record, stored_payload};
+
+const TO_DISK: [&str; 6] = ["tier", "move", "--from", "cpu", "--to", "disk"];
 
 /// Tells kvd that a request with this prompt was routed to `pod`.
 pub fn route(kvd: &Kvd, request: &str, pod: &str, tokens: &[u32]) {
@@ -49,13 +50,8 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     let kvd = Kvd::start(data.path());
     let node = Node::start(folder.path(), "");
     let mut engine = Engine::open("pod");
-    let mut registration = engine.registration("vLLM", 16);
-    registration["node"] = "n1".into();
-    kvd.ok("/register", &registration);
-    engine.wait_for_subscriber();
-    let tiers = json!({"type": "kvtier", "modelname": "m", "instance_id": "n1", "dp_rank": 0, "node": "n1",
-        "endpoint": node.publish, "replay_endpoint": node.replay, "control_endpoint": node.grpc});
-    kvd.ok("/register", &tiers);
+    engine.register_on(&kvd, "n1");
+    kvd.ok("/register", &node.registration());
 
     // The engine computes ten blocks and offloads them; they go to disk.
     let tokens: Vec<u32> = (0..16 * 10 + 5).collect();
@@ -63,10 +59,7 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
     let numbers: Vec<u64> = (1000..1010).collect();
     let mut pod = Pod::connect(&node);
     pod.store(&numbers);
-    let names: Vec<String> = numbers.iter().copied().map(hex).collect();
-    let mut args = vec!["tier", "move", "--from", "cpu", "--to", "disk", "--model", "m"];
-    args.extend(names.iter().map(String::as_str));
-    let (content, said) = node.kvctl(&args);
+    let (content, said) = node.kvctl_on(&TO_DISK, &numbers);
     assert!(content, "{said}");
     kvd.wait("kvd to know of the disk", || cached(&kvd, "pod", &tokens) == [160, 0, 160, 160]);
     // What it has on its device it does not wait for.
@@ -102,11 +95,7 @@ fn what_a_routed_request_will_ask_for_is_brought_up_from_disk() {
 #[test]
 fn a_node_that_wants_a_token_is_told_by_a_kvd_that_has_one() {
     let folder = tempfile::tempdir().expect("a directory");
-    let file = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).expect("written");
-        path.display().to_string()
-    };
+    let file = |name: &str, text: &str| file(folder.path(), name, text);
     let (routes, writes) =
         (file("routes", "a-token-that-may-route"), file("writes", "a-token-that-may-write"));
     let security = format!("[security]\nroute_tokens = {routes:?}\nwrite_tokens = {writes:?}\n");
@@ -119,23 +108,15 @@ fn a_node_that_wants_a_token_is_told_by_a_kvd_that_has_one() {
     let knows_not = with("", "knows-not");
     let tokens: Vec<u32> = (0..16 * 4 + 5).collect();
     let mut engine = Engine::open("pod");
-    let tiers = json!({"type": "kvtier", "modelname": "m", "instance_id": "n1", "dp_rank": 0, "node": "n1",
-        "endpoint": node.publish, "replay_endpoint": node.replay, "control_endpoint": node.grpc});
     for kvd in [&knows, &knows_not] {
-        let mut registration = engine.registration("vLLM", 16);
-        registration["node"] = "n1".into();
-        kvd.ok("/register", &registration);
-        kvd.ok("/register", &tiers);
-        engine.wait_for_subscriber();
+        engine.register_on(kvd, "n1");
+        kvd.ok("/register", &node.registration());
     }
     engine.publish(&[record(0, stored_payload(1.0, 1000, &tokens[..64], 16))]);
     let numbers: Vec<u64> = (1000..1004).collect();
     Pod::connect(&node).store(&numbers);
-    let names: Vec<String> = numbers.iter().copied().map(hex).collect();
-    let mut args = vec!["tier", "move", "--from", "cpu", "--to", "disk", "--model", "m"];
-    args.extend(names.iter().map(String::as_str));
-    assert!(!node.kvctl(&args).0, "kvctl needs a token as well");
-    let (content, said) = node.kvctl(&[&["--token-file", &writes], &args[..]].concat());
+    assert!(!node.kvctl_on(&TO_DISK, &numbers).0, "kvctl needs a token as well");
+    let (content, said) = node.kvctl_on(&[&["--token-file", &writes], &TO_DISK[..]].concat(), &numbers);
     assert!(content, "{said}");
     let on_disk = |kvd: &Kvd| cached(kvd, "pod", &tokens) == [64, 0, 64, 64];
     knows.wait("both to know of the disk", || on_disk(&knows) && on_disk(&knows_not));

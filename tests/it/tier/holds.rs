@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::cached;
 use super::node::{Node, Pod, until};
-use crate::support::{Engine, Kvd, record, stored_payload};
+use crate::support::{Engine, Kvd, file, record, stored_payload};
 
 /// A plan for `tokens`: `prefill` prefills, and `decode`, where much waits, decodes.
 fn plan(kvd: &Kvd, request: &str, tokens: &[u32]) -> Value {
@@ -39,21 +39,14 @@ fn enforcement(kvd: &Kvd, plan: &Value) -> String {
 fn what_a_plan_counts_on_is_pinned_on_the_node_until_the_transfer_is_over() {
     let (data, folder) =
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    let config = data.path().join("kvd.toml");
-    std::fs::write(&config, "[[transfers.model]]\nname = \"m\"\nbytes_per_token = 131072\n")
-        .expect("written");
-    let kvd = Kvd::start_with(data.path(), &["--config", config.to_str().expect("text")]);
+    let config =
+        file(data.path(), "kvd.toml", "[[transfers.model]]\nname = \"m\"\nbytes_per_token = 131072\n");
+    let kvd = Kvd::start_with(data.path(), &["--config", &config]);
     let mut node = Node::start(folder.path(), "");
     let mut engines = ["prefill", "decode"].map(Engine::open);
-    for engine in &mut engines {
-        let mut registration = engine.registration("vLLM", 16);
-        registration["node"] = if engine.instance == "prefill" { "n1".into() } else { Value::Null };
-        kvd.ok("/register", &registration);
-        engine.wait_for_subscriber();
-    }
-    let tiers = json!({"type": "kvtier", "modelname": "m", "instance_id": "n1", "dp_rank": 0, "node": "n1",
-        "endpoint": node.publish, "replay_endpoint": node.replay, "control_endpoint": node.grpc});
-    kvd.ok("/register", &tiers);
+    engines[0].register_on(&kvd, "n1");
+    engines[1].register(&kvd, "vLLM", 16);
+    kvd.ok("/register", &node.registration());
 
     // The prefill pod computes ten blocks, offloads them, and forgets its own.
     let tokens: Vec<u32> = (0..16 * 10 + 5).collect();

@@ -41,8 +41,7 @@ fn config(folder: &Path, at: Option<&Running>) -> TierConfig {
 }
 
 fn registration(running: &Running) -> serde_json::Value {
-    json!({"type": "kvtier", "modelname": "m", "instance_id": "n1", "dp_rank": 0, "node": "n1",
-        "endpoint": running.sockets[0].publish, "replay_endpoint": running.sockets[0].replay})
+    node::registration("n1", &running.sockets[0].publish, &running.sockets[0].replay)
 }
 
 /// Offers blocks that the engine calls by `hashes`, as a chain.
@@ -75,10 +74,7 @@ fn what_a_node_holds_is_counted_for_its_pods_and_stays_so_through_restarts() {
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
     let kvd = Kvd::start(data.path());
     let mut pod = Engine::open("pod");
-    let mut registration_of_pod = pod.registration("vLLM", 16);
-    registration_of_pod["node"] = "n1".into();
-    kvd.ok("/register", &registration_of_pod);
-    pod.wait_for_subscriber();
+    pod.register_on(&kvd, "n1");
     let tokens: Vec<u32> = (0..16 * 20).collect();
     pod.publish(&[record(0, stored_payload(1.0, 1000, &tokens[..], 16))]);
     kvd.wait_for_seq("pod", 0);

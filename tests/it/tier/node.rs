@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use kvtier::agent::{Client, Connect, Hello, Outcome, VERSION};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -19,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A running `kvd tier`, killed when dropped.
 pub struct Node {
     child: Child,
+    name: String,
     pub grpc: String,
     pub http: String,
     /// Where model `m` is published and replayed.
@@ -62,13 +63,23 @@ impl Node {
         let (grpc, http, pull) =
             (word("grpc="), word("http="), found("pull=").unwrap_or_default().to_owned());
         let (publish, replay) = (word("publish="), word("replay="));
-        let node = Node { child, grpc, http, publish, replay, socket, pull };
+        let node = Node { child, name: name.to_owned(), grpc, http, publish, replay, socket, pull };
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         until("the disk is read", || {
             let ready = agent.get(format!("http://{}/readyz", node.http)).call();
             ready.is_ok_and(|answer| answer.status() == 200)
         });
         node
+    }
+
+    /// The body of its registration with kvd.
+    pub fn registration(&self) -> Value {
+        let mut body = registration(&self.name, &self.publish, &self.replay);
+        body["control_endpoint"] = self.grpc.as_str().into();
+        if !self.pull.is_empty() {
+            body["pull_endpoint"] = self.pull.as_str().into();
+        }
+        body
     }
 
     pub fn metrics(&self) -> String {
@@ -81,6 +92,14 @@ impl Node {
         let mut kvctl = Command::new(env!("CARGO_BIN_EXE_kvctl"));
         let done = kvctl.args(args).env("KVD_TIER_GRPC", &self.grpc).output().expect("kvctl runs");
         (done.status.success(), String::from_utf8(done.stdout).expect("text"))
+    }
+
+    /// The same where `what` is asked of blocks of model `m`.
+    pub fn kvctl_on(&self, what: &[&str], numbers: &[u64]) -> (bool, String) {
+        let names: Vec<String> = numbers.iter().copied().map(hex).collect();
+        let names = names.iter().map(String::as_str);
+        let args: Vec<&str> = what.iter().copied().chain(["--model", "m"]).chain(names).collect();
+        self.kvctl(&args)
     }
 
     /// What one of its metrics stands at.
@@ -127,6 +146,12 @@ impl Drop for Node {
     }
 }
 
+/// What registers a node's tiers of model `m` with kvd, where they are only listened to.
+pub fn registration(node: &str, publish: &str, replay: &str) -> Value {
+    json!({"type": "kvtier", "modelname": "m", "instance_id": node, "dp_rank": 0, "node": node,
+        "endpoint": publish, "replay_endpoint": replay})
+}
+
 /// Waits until something holds.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
@@ -142,7 +167,7 @@ pub fn hash(number: u64) -> Vec<u8> {
 }
 
 /// The same as kvctl takes it.
-pub fn hex(number: u64) -> String {
+fn hex(number: u64) -> String {
     hash(number).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -2,8 +2,9 @@
 
 use kvtier::agent::Outcome;
 
-use super::node::{Node, Pod, hex, until};
+use super::node::{Node, Pod, until};
 use crate::apiserver::Api;
+use crate::support::file;
 
 #[test]
 fn the_process_starts_answers_kvctl_and_ends_when_told() {
@@ -33,28 +34,22 @@ fn blocks_go_where_kvctl_wants_them_and_scrubbing_finds_them_good() {
         ["ram_blocks", "disk_blocks"].map(|tier| usage[tier].as_u64().expect("a number"))
     };
     assert_eq!(held(&node), [4, 0]);
-    let names: Vec<String> = (1..=5).map(hex).collect();
-    let tier = |what: &[&str], names: &[String]| {
-        let names = names.iter().map(String::as_str);
-        let args: Vec<&str> =
-            ["tier"].iter().chain(what).copied().chain(["--model", "m"]).chain(names).collect();
-        node.kvctl(&args)
-    };
     // The fifth is not here.
+    let tier = |what: &[&str]| node.kvctl_on(&[&["tier"], what].concat(), &[1, 2, 3, 4, 5]);
     let said = "4 blocks here, 4 there now, 0 failed, 0 copies given up\n";
-    assert_eq!(tier(&["copy", "--to", "disk"], &names), (true, said.into()));
+    assert_eq!(tier(&["copy", "--to", "disk"]), (true, said.into()));
     assert_eq!(held(&node), [4, 4]);
     let said = "4 blocks here, 4 there now, 0 failed, 4 copies given up\n";
-    assert_eq!(tier(&["move", "--from", "cpu", "--to", "disk"], &names), (true, said.into()));
+    assert_eq!(tier(&["move", "--from", "cpu", "--to", "disk"]), (true, said.into()));
     assert_eq!(held(&node), [0, 4]);
     let (content, said) = node.kvctl(&["--json", "tier", "scrub"]);
     assert!(content && said.contains("\"checked\":4") && said.contains("\"bad\":0"), "{said}");
     assert_eq!(pod.load(&[1, 2, 3, 4, 5]), [[Outcome::Ok; 4].as_slice(), &[Outcome::Miss]].concat());
     // There is no shared storage, and what is not a hash is none.
-    let (content, said) = tier(&["copy", "--to", "shared"], &names);
+    let (content, said) = tier(&["copy", "--to", "shared"]);
     assert!(!content && said.contains("4 failed"), "{said}");
-    assert!(!tier(&["move", "--from", "disk", "--to", "disk"], &names).0);
-    assert!(!tier(&["copy", "--to", "disk"], &["xyz".into()]).0);
+    assert!(!tier(&["move", "--from", "disk", "--to", "disk"]).0);
+    assert!(!node.kvctl(&["tier", "copy", "--to", "disk", "--model", "m", "xyz"]).0);
     node.stop();
 }
 
@@ -67,10 +62,7 @@ fn a_file_system_that_two_nodes_share_has_what_either_put_there() {
     let (mut of_a, mut of_b) = (Pod::connect(&a), Pod::connect(&b));
     of_a.store(&[1, 2, 3]);
     assert_eq!(of_b.load(&[1, 2, 3]), [Outcome::Miss; 3]);
-    let names = [1, 2, 3].map(hex);
-    let mut args = vec!["tier", "copy", "--to", "shared", "--model", "m"];
-    args.extend(names.iter().map(String::as_str));
-    let (content, said) = a.kvctl(&args);
+    let (content, said) = a.kvctl_on(&["tier", "copy", "--to", "shared"], &[1, 2, 3]);
     assert!(content, "{said}");
     until("the other node has heard", || b.usage()["shared_blocks"] == 3);
     assert_eq!(of_b.load(&[1, 2, 3, 4]), [[Outcome::Ok; 3].as_slice(), &[Outcome::Miss]].concat());
@@ -96,9 +88,7 @@ fn service_accounts_have_rights_at_a_node_too() {
         ),
     );
     let of = |namespace: &str, name: &str| {
-        let path = folder.path().join(format!("{namespace}-{name}"));
-        std::fs::write(&path, api.issue(namespace, name, "kvd")).expect("written");
-        path.display().to_string()
+        file(folder.path(), &format!("{namespace}-{name}"), &api.issue(namespace, name, "kvd"))
     };
     let (reads, writes, nothing) = (of("monitoring", "m"), of("kvd", "kvd"), of("other", "o"));
     let may = |token: &str, call: &[&str]| node.kvctl(&[&["--token-file", token], call].concat()).0;
@@ -112,11 +102,7 @@ fn service_accounts_have_rights_at_a_node_too() {
 #[test]
 fn a_guarded_node_answers_who_shows_a_token_and_its_health_is_open() {
     let folder = tempfile::tempdir().expect("a directory");
-    let file = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).expect("written");
-        path.display().to_string()
-    };
+    let file = |name: &str, text: &str| file(folder.path(), name, text);
     let (reads, writes) = (file("reads", "a-token-that-may-read"), file("writes", "a-token-that-may-write"));
     let security = format!("[security]\nread_tokens = {reads:?}\nwrite_tokens = {writes:?}\n");
     let node = Node::start(folder.path(), &security);

@@ -8,13 +8,12 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use kvtier::agent::Outcome;
-use serde_json::json;
 use tempfile::TempDir;
 
 use super::cached;
 use super::hints::route;
-use super::node::{BLOCK, Node, Pod, hex, until};
-use crate::support::{Engine, Kvd, record, stored_payload};
+use super::node::{BLOCK, Node, Pod, until};
+use crate::support::{Engine, Kvd, file, record, stored_payload};
 
 /// A node that gives and pulls, and its folder.
 fn start(name: &str, secret: &str) -> (Node, TempDir) {
@@ -24,8 +23,7 @@ fn start(name: &str, secret: &str) -> (Node, TempDir) {
 }
 
 fn start_in(name: &str, secret: &str, folder: &Path) -> Node {
-    let file = folder.join("secret");
-    std::fs::write(&file, format!("{secret}\n")).expect("written");
+    let file = file(folder, "secret", &format!("{secret}\n"));
     let pull = format!(
         "[pull]\nlisten = \"127.0.0.1:0\"\nsecret_file = {file:?}\npatience = \"500ms\"\nrest = \"10ms\""
     );
@@ -36,10 +34,7 @@ const SECRET: &str = "known to all nodes here";
 
 /// Copies blocks to RAM, those that are not here from `source`. What kvctl says.
 fn copy(node: &Node, source: &str, numbers: &[u64]) -> (bool, String) {
-    let names: Vec<String> = numbers.iter().copied().map(hex).collect();
-    let mut args = vec!["tier", "copy", "--to", "cpu", "--source", source, "--model", "m"];
-    args.extend(names.iter().map(String::as_str));
-    node.kvctl(&args)
+    node.kvctl_on(&["tier", "copy", "--to", "cpu", "--source", source], numbers)
 }
 
 /// What happens on the way from a source, after so many of its bytes.
@@ -209,16 +204,10 @@ fn what_a_routed_request_will_ask_for_comes_from_the_node_that_has_it() {
     let ((mut a, _a), (b, _b)) = (start("n1", SECRET), start("n2", SECRET));
     let (mut of_a, mut of_b) = (Engine::open("a"), Engine::open("b"));
     for (engine, name) in [(&mut of_a, "n1"), (&mut of_b, "n2")] {
-        let mut registration = engine.registration("vLLM", 16);
-        registration["node"] = name.into();
-        kvd.ok("/register", &registration);
-        engine.wait_for_subscriber();
+        engine.register_on(&kvd, name);
     }
-    for (node, name) in [(&a, "n1"), (&b, "n2")] {
-        let tiers = json!({"type": "kvtier", "modelname": "m", "instance_id": name, "dp_rank": 0, "node": name,
-            "endpoint": node.publish, "replay_endpoint": node.replay, "control_endpoint": node.grpc,
-            "pull_endpoint": node.pull});
-        kvd.ok("/register", &tiers);
+    for node in [&a, &b] {
+        kvd.ok("/register", &node.registration());
     }
     // Ten blocks are computed on the first node, and offloaded there. The other has the first alone.
     let tokens: Vec<u32> = (0..16 * 10 + 5).collect();
