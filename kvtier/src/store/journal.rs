@@ -9,7 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 
 use twox_hash::XxHash3_64;
 
-use super::medium::{Buffer, Medium, PAGE, Segment};
+use super::medium::{self, Buffer, Medium, PAGE, STRETCH, Segment};
 use super::record::{RECORD_BYTES, Record, u64_at};
 
 /// A slot, and what is in it now.
@@ -22,8 +22,6 @@ const FORM: u64 = 0x6b76_746a_0000_0001;
 const ENTRY: usize = 4 + RECORD_BYTES;
 /// Changes in a page.
 pub(super) const IN_PAGE: usize = (PAGE - HEADER) / ENTRY;
-/// Pages read at once.
-const STRETCH: usize = 256;
 /// Bounds of a journal, in pages: the upper one is 128 MiB, for a million changes.
 const PAGES: std::ops::RangeInclusive<u32> = 2..=32_768;
 
@@ -120,12 +118,7 @@ impl Journal {
 
     /// Forgets everything that the file has.
     pub fn clear(&mut self) -> io::Result<()> {
-        let zeros = Buffer::new(STRETCH * PAGE)?;
-        for first in (0..self.pages).step_by(STRETCH) {
-            let bytes = (self.pages - first).min(STRETCH as u32) as usize * PAGE;
-            self.file.write(u64::from(first) * PAGE as u64, &[IoSlice::new(&zeros[..bytes])])?;
-        }
-        self.file.sync()
+        medium::clear(&*self.file, self.pages.into())
     }
 }
 

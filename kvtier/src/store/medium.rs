@@ -7,6 +7,8 @@ use memmap2::MmapMut;
 
 /// Offsets and lengths of all reads and writes are multiples of this, in bytes.
 pub(super) const PAGE: usize = 4096;
+/// Pages read and written at once where there are many.
+pub(super) const STRETCH: usize = 256;
 
 /// A file of a fixed size. All its space is reserved.
 pub(super) trait Segment: Send + Sync + std::fmt::Debug {
@@ -22,6 +24,16 @@ pub(super) trait Segment: Send + Sync + std::fmt::Debug {
 pub(super) trait Medium: Send + Sync + std::fmt::Debug {
     /// Opens a file of `bytes` bytes; makes it of zeros if it is not there.
     fn open(&self, name: &str, bytes: u64) -> io::Result<Box<dyn Segment>>;
+}
+
+/// Makes the first `pages` pages of a file zeros; when it returns, nothing else comes back.
+pub(super) fn clear(file: &dyn Segment, pages: u64) -> io::Result<()> {
+    let zeros = Buffer::new(STRETCH * PAGE)?;
+    for first in (0..pages).step_by(STRETCH) {
+        let bytes = (pages - first).min(STRETCH as u64) as usize * PAGE;
+        file.write(first * PAGE as u64, &[IoSlice::new(&zeros[..bytes])])?;
+    }
+    file.sync()
 }
 
 /// Memory that begins on a page, as direct I/O wants it. Payloads read into and written from

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use twox_hash::XxHash3_64;
 
-use super::medium::{Buffer, Medium, PAGE, Segment};
+use super::medium::{self, Buffer, Medium, PAGE, STRETCH, Segment};
 use super::record::{RECORD_BYTES, Record, u64_at};
 use super::{Layout, OpenError};
 
@@ -29,8 +29,6 @@ pub(super) struct Table {
 const FORM: u64 = 0x6b76_7469_6572_0001;
 const RECORDS: usize = PAGE / RECORD_BYTES;
 const HEADERS: u64 = 2;
-/// Pages read and written at once.
-const STRETCH: usize = 256;
 /// Pages that changed are written together if no more than so many that did not lie between them: one
 /// write costs as much as a few pages more.
 const BETWEEN: u64 = 4;
@@ -56,27 +54,15 @@ impl Table {
                 return Err(OpenError::Layout { found, wanted: layout });
             }
             Some((life, _)) => table.life = life,
-            None => table.clear(pages).map_err(io("clear the table"))?,
+            // Without a header nothing says that the records are of this store.
+            None => medium::clear(&*table.file, pages).map_err(io("clear the table"))?,
         }
         table.life += 1;
         Ok((table, found.is_none()))
     }
 
-    /// Without a header nothing says that the records are of this store.
-    fn clear(&mut self, pages: u64) -> io::Result<()> {
-        self.page.fill(0);
-        for page in 0..pages {
-            self.write_page(page)?;
-        }
-        self.file.sync()
-    }
-
     fn read_page(&mut self, page: u64) -> io::Result<()> {
         self.file.read(page * PAGE as u64, &mut [IoSliceMut::new(self.page.whole())])
-    }
-
-    fn write_page(&self, page: u64) -> io::Result<()> {
-        self.file.write(page * PAGE as u64, &[IoSlice::new(&self.page)])
     }
 
     /// Reads all records, by slot, and gives them away a stretch of slots at a time, in order.
@@ -142,7 +128,7 @@ impl Table {
         }
         let sum = XxHash3_64::oneshot(&self.page[..40]);
         self.page[40..48].copy_from_slice(&sum.to_le_bytes());
-        self.write_page(self.life % HEADERS)?;
+        self.file.write(self.life % HEADERS * PAGE as u64, &[IoSlice::new(&self.page)])?;
         self.file.sync()
     }
 }
