@@ -17,7 +17,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Error};
 use tonic::{Request, Status};
-use tower::service_fn;
+use tower::{Service, service_fn};
 
 use super::tokens::Tokens;
 use super::{LoadError, Reloaded, SecurityConfig, tls};
@@ -93,28 +93,30 @@ impl Dialer {
     /// # Errors
     /// If nobody is there, or not who should be.
     pub async fn connect(&self, endpoint: &Endpoint, patience: Duration) -> Result<Link, Error> {
-        let channel = match &self.tls {
+        let channel = match self.by_tls(patience) {
             None => endpoint.connect().await?,
-            Some(tls) => {
-                let (tls, name) = (Arc::clone(tls), self.name.clone());
-                let dial = service_fn(move |uri| shake_hands(uri, Arc::clone(&tls), name.clone(), patience));
-                endpoint.connect_with_connector(dial).await?
-            }
+            Some(dial) => endpoint.connect_with_connector(dial).await?,
         };
         Ok(InterceptedService::new(channel, self.bearer()))
     }
 
     /// The same when it is first needed, and whenever it is lost.
     pub fn connect_lazily(&self, endpoint: &Endpoint, patience: Duration) -> Link {
-        let channel = match &self.tls {
+        let channel = match self.by_tls(patience) {
             None => endpoint.connect_lazy(),
-            Some(tls) => {
-                let (tls, name) = (Arc::clone(tls), self.name.clone());
-                let dial = service_fn(move |uri| shake_hands(uri, Arc::clone(&tls), name.clone(), patience));
-                endpoint.connect_with_connector_lazy(dial)
-            }
+            Some(dial) => endpoint.connect_with_connector_lazy(dial),
         };
         InterceptedService::new(channel, self.bearer())
+    }
+
+    /// What connects by TLS, where a CA is named.
+    fn by_tls(
+        &self,
+        patience: Duration,
+    ) -> Option<impl Service<Uri, Response = TokioIo<Tls>, Error = io::Error, Future: Send> + Send + use<>>
+    {
+        let (tls, name) = (self.tls.clone()?, self.name.clone());
+        Some(service_fn(move |uri| shake_hands(uri, Arc::clone(&tls), name.clone(), patience)))
     }
 
     /// A connection to speak HTTP/1.1 on.
@@ -160,12 +162,14 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
 async fn shake_hands(
     uri: Uri,
     tls: Arc<Reloaded<Arc<ClientConfig>>>,
     name: Option<String>,
     patience: Duration,
-) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+) -> io::Result<TokioIo<Tls>> {
     let config = Arc::clone(&*tls.now());
     shake_hands_by(&uri, config, name.as_deref(), patience).await.map(TokioIo::new)
 }
@@ -175,7 +179,7 @@ async fn shake_hands_by(
     config: Arc<ClientConfig>,
     name: Option<&str>,
     patience: Duration,
-) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+) -> io::Result<Tls> {
     let (bare, port) = place(uri)?;
     let name = ServerName::try_from(name.unwrap_or(bare).to_owned()).map_err(|_| wrong(uri, "no name"))?;
     let dial = async {
