@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -17,10 +17,13 @@ use anyhow::{Context, ensure};
 use kvtier::policy::Owner;
 use kvtier::store::{Backend, Buffer, Get, Layout, Put, Read, Store, StoreKey, parents_first};
 
+use super::Rounds;
 use crate::Setting;
 use crate::machine::{self, Watch};
 use crate::report::{Passes, Table, Verdict, print_others};
 
+/// MiB written and read in each round, unless asked for otherwise.
+const MIB: usize = 512;
 /// Readers and writers at a time.
 const THREADS: usize = 8;
 /// Bytes between two commits.
@@ -33,15 +36,8 @@ const CHAIN: usize = 1 << 20;
 /// See the module.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to: a folder on the disk to measure
-    #[arg(value_name = "FOLDER")]
-    folder: PathBuf,
-    /// Block sizes in KiB
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 2048])]
-    kib: Vec<usize>,
-    /// MiB written and read in each round
-    #[arg(long, default_value_t = 512)]
-    mib: usize,
+    #[command(flatten)]
+    rounds: Rounds,
     /// Mapped files in place of direct I/O
     #[arg(long)]
     mapped: bool,
@@ -76,11 +72,11 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let mut verdict = Verdict::default();
     let mut others = Passes::default();
     let mut table = Table::new(["KiB", "what", "MiB/s", "of raw", "CPU s per GiB", "bytes written per byte"]);
-    let folder = args.folder.join("kvd-benches-disk");
+    let folder = args.rounds.folder.join("kvd-benches-disk");
     let backend = if args.mapped { Backend::Mapped } else { Backend::Direct };
-    for kib in &args.kib {
+    for kib in &args.rounds.kib {
         std::fs::create_dir_all(&folder).context("make the folder")?;
-        let mut rig = Rig::new(&folder, kib << 10, args.mib << 20, backend)?;
+        let mut rig = Rig::new(&folder, kib << 10, args.rounds.mib.unwrap_or(MIB) << 20, backend)?;
         let what = ["write raw", "write", "write chains", "write, full", "read raw", "read"];
         let mut rates: [Rates; 6] = Default::default();
         for pass in 0..=setting.passes {

@@ -24,6 +24,20 @@ const GOALS: [(u32, f64); 4] = [(2_000, 9.5), (5_000, 16.0), (10_000, 22.5), (20
 /// How far below the best published policy is still good, in percentage points.
 const BEHIND: f64 = 1.0;
 
+/// How much `disk` and `pulls` move, and where to.
+#[derive(Debug, clap::Args)]
+struct Rounds {
+    /// Where to: a folder on the disk to measure; blocks that are pulled stay in RAM
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Block sizes in KiB
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 2048])]
+    kib: Vec<usize>,
+    /// MiB in each round; by default 512 on a disk and 256 that are pulled
+    #[arg(long)]
+    mib: Option<usize>,
+}
+
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Args {

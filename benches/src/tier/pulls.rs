@@ -7,7 +7,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,13 @@ use kvtier::policy::{Config, Owner};
 use kvtier::pull::{PullConfig, Puller, Secret, Source, SourceConfig, Wish};
 use kvtier::store::{Backend, Get, Put, Read, StoreKey};
 
+use super::Rounds;
 use crate::Setting;
 use crate::machine::Watch;
 use crate::report::{Passes, Table, Verdict, print_others};
 
+/// MiB in each round, unless asked for otherwise.
+const MIB: usize = 256;
 const MODEL: &str = "m";
 const FINGERPRINT: u128 = 7;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,15 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// See the module.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to: a folder for the nodes' catalogues; blocks stay in RAM
-    #[arg(value_name = "FOLDER")]
-    folder: PathBuf,
-    /// Block sizes in KiB
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 2048])]
-    kib: Vec<usize>,
-    /// MiB in each round
-    #[arg(long, default_value_t = 256)]
-    mib: usize,
+    #[command(flatten)]
+    rounds: Rounds,
 }
 
 #[derive(Debug)]
@@ -80,9 +76,10 @@ pub fn run(setting: &Setting, args: &Args) -> anyhow::Result<Verdict> {
     let mut verdict = Verdict::default();
     let mut others = Passes::default();
     let mut table = Table::new(["KiB", "bytes alone, MiB/s", "pulls, MiB/s", "of bytes alone"]);
-    let folder = args.folder.join("kvd-benches-pulls");
-    for kib in &args.kib {
-        let (bytes, count) = (kib << 10, ((args.mib << 10) / kib).max(1) as u64);
+    let folder = args.rounds.folder.join("kvd-benches-pulls");
+    let mib = args.rounds.mib.unwrap_or(MIB);
+    for kib in &args.rounds.kib {
+        let (bytes, count) = (kib << 10, ((mib << 10) / kib).max(1) as u64);
         let rig = Rig::new(&folder, bytes, count)?;
         let (mut alone, mut pulls) = (Passes::default(), Passes::default());
         // The first round is not counted: memory that was never touched is slower.
