@@ -5,6 +5,8 @@ use std::time::Instant;
 use kvindex::HolderId;
 use serde::{Deserialize, Serialize};
 
+use crate::serve::DEFAULT_TENANT;
+
 /// One engine (instance and data-parallel rank) and where it publishes its events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublisherSpec {
@@ -53,6 +55,38 @@ pub struct PublisherSpec {
     /// Where other nodes pull from a node's tiers, `host:port`.
     #[serde(default)]
     pub pull_endpoint: Option<String>,
+}
+
+impl PublisherSpec {
+    /// What is known of an engine when nothing else is said: it is neither dialled nor waited for yet.
+    pub fn new(
+        engine: EngineType,
+        model: impl Into<String>,
+        instance_id: impl Into<String>,
+    ) -> PublisherSpec {
+        PublisherSpec {
+            tenant_id: DEFAULT_TENANT.to_owned(),
+            model: model.into(),
+            instance_id: instance_id.into(),
+            dp_rank: 0,
+            engine,
+            endpoint: None,
+            replay_endpoint: None,
+            block_size: None,
+            lora_name: None,
+            additional_salt: String::new(),
+            bind: None,
+            topic: None,
+            attention_chunk_size: None,
+            hash_algo: None,
+            hash_seed: None,
+            node: None,
+            health_url: None,
+            lease_seconds: None,
+            control_endpoint: None,
+            pull_endpoint: None,
+        }
+    }
 }
 
 /// Whom a registration is of: there is one per tenant, model, instance and rank.
@@ -219,6 +253,18 @@ impl PublisherState {
         PublisherState::Unreachable,
         PublisherState::Dead,
     ];
+
+    /// Its name in metrics and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            PublisherState::Connecting => "connecting",
+            PublisherState::Replaying => "replaying",
+            PublisherState::Live => "live",
+            PublisherState::Partial => "partial",
+            PublisherState::Unreachable => "unreachable",
+            PublisherState::Dead => "dead",
+        }
+    }
 }
 
 /// A publisher's registration and how it is doing.

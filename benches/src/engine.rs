@@ -153,26 +153,9 @@ impl Pod {
     /// How it is registered with ingest in this process.
     pub fn spec(&self) -> PublisherSpec {
         PublisherSpec {
-            tenant_id: "default".to_owned(),
-            model: MODEL.to_owned(),
-            instance_id: self.instance.clone(),
-            dp_rank: 0,
-            engine: EngineType::Vllm,
             endpoint: Some(self.endpoint().to_owned()),
-            replay_endpoint: None,
             block_size: Some(BLOCK),
-            lora_name: None,
-            additional_salt: String::new(),
-            bind: None,
-            topic: None,
-            attention_chunk_size: None,
-            hash_algo: None,
-            hash_seed: None,
-            node: None,
-            health_url: None,
-            lease_seconds: None,
-            control_endpoint: None,
-            pull_endpoint: None,
+            ..PublisherSpec::new(EngineType::Vllm, MODEL, self.instance.as_str())
         }
     }
 

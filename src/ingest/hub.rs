@@ -99,27 +99,14 @@ enum Sender {
 
 /// The registration of a pod that says by its topic who it is.
 fn stranger(listen: &Listen, topic: &[u8], pod: &str, model: &str) -> PublisherSpec {
+    let model = listen.model.as_deref().unwrap_or(model);
     PublisherSpec {
         tenant_id: listen.tenant_id.clone(),
-        model: listen.model.clone().unwrap_or_else(|| model.to_owned()),
-        instance_id: pod.to_owned(),
-        dp_rank: 0,
-        engine: listen.engine,
-        endpoint: None,
-        replay_endpoint: None,
-        block_size: None,
-        lora_name: None,
         additional_salt: listen.additional_salt.clone(),
         bind: Some(listen.bind.clone()),
         // The topic was read as text, so it is text.
         topic: Some(String::from_utf8_lossy(topic).into_owned()),
-        attention_chunk_size: None,
-        hash_algo: None,
-        hash_seed: None,
-        node: None,
         health_url: listen.health_url.as_ref().map(|url| url.replace("{instance}", pod)),
-        lease_seconds: None,
-        control_endpoint: None,
-        pull_endpoint: None,
+        ..PublisherSpec::new(listen.engine, model, pod)
     }
 }

@@ -18,28 +18,7 @@ use crate::publisher::{EngineType, Freshness, Origin, PublisherSpec, PublisherSt
 
 /// A registration of `instance` at `endpoint` and nothing else.
 pub fn dialled(instance: &str, endpoint: &str) -> PublisherSpec {
-    PublisherSpec {
-        tenant_id: "default".into(),
-        model: "m".into(),
-        instance_id: instance.into(),
-        dp_rank: 0,
-        engine: EngineType::Vllm,
-        endpoint: Some(endpoint.into()),
-        replay_endpoint: None,
-        block_size: None,
-        lora_name: None,
-        additional_salt: String::new(),
-        bind: None,
-        topic: None,
-        attention_chunk_size: None,
-        hash_algo: None,
-        hash_seed: None,
-        node: None,
-        health_url: None,
-        lease_seconds: None,
-        control_endpoint: None,
-        pull_endpoint: None,
-    }
+    PublisherSpec { endpoint: Some(endpoint.into()), ..PublisherSpec::new(EngineType::Vllm, "m", instance) }
 }
 
 /// A publisher that stands at `state`, of which nothing was heard.

@@ -26,8 +26,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::ingest::testing::dialled;
 use crate::ingest::{IngestConfig, Publishers};
-use crate::publisher::{EngineType, PublisherSpec};
+use crate::publisher::PublisherSpec;
 use crate::serve::{Limits, Service};
 
 /// A server on a port of its own; it stops when the test ends.
@@ -74,28 +75,7 @@ impl Kvd {
     fn register(&self, instance: &str, rank: u32) -> HolderId {
         self.service
             .publishers
-            .register(PublisherSpec {
-                tenant_id: "default".to_owned(),
-                model: "m".to_owned(),
-                instance_id: instance.to_owned(),
-                dp_rank: rank,
-                engine: EngineType::Vllm,
-                endpoint: Some("tcp://127.0.0.1:9".to_owned()),
-                replay_endpoint: None,
-                block_size: None,
-                lora_name: None,
-                additional_salt: String::new(),
-                bind: None,
-                topic: None,
-                attention_chunk_size: None,
-                hash_algo: None,
-                hash_seed: None,
-                node: None,
-                health_url: None,
-                lease_seconds: None,
-                control_endpoint: None,
-                pull_endpoint: None,
-            })
+            .register(PublisherSpec { dp_rank: rank, ..dialled(instance, "tcp://127.0.0.1:9") })
             .unwrap();
         let of =
             |p: &crate::publisher::PublisherStatus| p.spec.instance_id == instance && p.spec.dp_rank == rank;

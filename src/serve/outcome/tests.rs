@@ -207,26 +207,13 @@ fn spec(capture: &Capture, engine: usize) -> PublisherSpec {
     };
     let resolved = &capture.doc.resolved;
     PublisherSpec {
-        tenant_id: "default".into(),
-        model: "m".into(),
-        instance_id: instance(capture, engine),
         dp_rank: capture.rank(engine),
-        engine: capture.engine_type(),
         endpoint: Some("tcp://127.0.0.1:9".into()),
-        replay_endpoint: None,
-        block_size: None,
-        lora_name: None,
-        additional_salt: String::new(),
-        bind: None,
         topic: capture.topic(engine).map(Into::into),
         attention_chunk_size: capture.doc.attention_chunk_size,
         hash_algo: resolved.hash_algo.as_deref().filter(|_| hashed).map(algo),
         hash_seed: resolved.none_hash_seed.clone().filter(|_| hashed),
-        node: None,
-        health_url: None,
-        lease_seconds: None,
-        control_endpoint: None,
-        pull_endpoint: None,
+        ..PublisherSpec::new(capture.engine_type(), "m", instance(capture, engine))
     }
 }
 

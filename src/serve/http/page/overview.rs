@@ -164,7 +164,7 @@ impl Overview {
         let ratios = service.traffic.ratios(|id| registered.contains(&id), now);
         let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
         for p in &list {
-            *states.entry(state_name(p.freshness.state)).or_default() += 1;
+            *states.entry(p.freshness.state.name()).or_default() += 1;
         }
         let pods_omitted = list.len().saturating_sub(MAX_PODS);
         list.truncate(MAX_PODS);
@@ -304,16 +304,5 @@ impl Moving {
             legs: legs.collect(),
             stale: record.stale.is_some(),
         }
-    }
-}
-
-fn state_name(state: PublisherState) -> &'static str {
-    match state {
-        PublisherState::Connecting => "connecting",
-        PublisherState::Replaying => "replaying",
-        PublisherState::Live => "live",
-        PublisherState::Partial => "partial",
-        PublisherState::Unreachable => "unreachable",
-        PublisherState::Dead => "dead",
     }
 }
