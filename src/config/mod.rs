@@ -10,6 +10,7 @@ pub(crate) mod security;
 mod transfers;
 pub(crate) mod units;
 mod valkey;
+pub(crate) mod written;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -31,6 +32,7 @@ use crate::traces::TracesConfig;
 use file::{File, ListenTable};
 pub use transfers::{OnValkey, Transfers};
 pub use valkey::Valkey;
+pub use written::FileError;
 
 /// Everything kvd is set to, checked.
 #[derive(Clone, Debug)]
@@ -116,30 +118,9 @@ impl Default for Config {
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("config file {}: {error}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// The file is no TOML, or a value in it is of the wrong type.
-    #[error("config file {}: {error}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        error: Box<toml::de::Error>,
-    },
-    /// Keys that mean nothing.
-    #[error("config file {}: unknown key {}; deploy/kvd.example.toml lists the keys there are", path.display(), keys.join(", "))]
-    UnknownKeys {
-        /// The file.
-        path: PathBuf,
-        /// The keys, with their tables.
-        keys: Vec<String>,
-    },
+    /// The file, or one that it names, cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A value that makes no sense.
     #[error("{key} = {value:?}: {why}")]
     Invalid {
@@ -176,20 +157,11 @@ impl Config {
     }
 
     fn from_file(path: &Path, args: &Args) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-        Config::from_toml(&text, path, args)
+        Config::from_toml(&written::read(path)?, path, args)
     }
 
     fn from_toml(text: &str, path: &Path, args: &Args) -> Result<Config, ConfigError> {
-        let malformed = |error| ConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
-        let mut keys = Vec::new();
-        let table = toml::Deserializer::parse(text).map_err(malformed)?;
-        let mut file: File =
-            serde_ignored::deserialize(table, |key| keys.push(named(&key.to_string()))).map_err(malformed)?;
-        if !keys.is_empty() {
-            return Err(ConfigError::UnknownKeys { path: path.to_owned(), keys });
-        }
+        let mut file: File = written::parse(text, path, "deploy/kvd.example.toml")?;
         // Together with what the file says of other replicas.
         file.transfers.asked_at(args.transfers_replica.as_deref());
         let mut config = Config::default();
@@ -325,11 +297,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// A key that means nothing, without the marks for tables that may be left out.
-fn named(path: &str) -> String {
-    format!("`{}`", path.replace(".?", ""))
 }
 
 fn set<T>(to: &mut T, from: Option<T>) {

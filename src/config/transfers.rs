@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tonic::transport::Endpoint;
 
 use super::units::{Bytes, Time};
-use super::{ConfigError, invalid, set};
+use super::{ConfigError, FileError, invalid, set, written};
 use crate::serve::transfer::TransferConfig;
 use crate::transfer::cost::Geometry;
 use crate::transfer::home::{MAX_REPLICAS, Replicas};
@@ -222,7 +222,7 @@ impl TransfersTable {
 
 fn read_key(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let key = std::fs::read(path)
-        .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?
+        .map_err(|error| FileError::Unreadable { path: path.to_owned(), error })?
         .trim_ascii()
         .to_vec();
     if key.len() < MIN_KEY {
@@ -291,12 +291,8 @@ fn read_model(table: ModelTable) -> Result<(String, Geometry), ConfigError> {
     }
     let geometry = match (config, bytes_per_token) {
         (None, Some(bytes @ 1..)) => Geometry::uniform(bytes),
-        (Some(path), None) => {
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
-            Geometry::from_config_json(&text, cache_bytes)
-                .map_err(|error| invalid("transfers.model.config", path.display(), error.to_string()))?
-        }
+        (Some(path), None) => Geometry::from_config_json(&written::read(&path)?, cache_bytes)
+            .map_err(|error| invalid("transfers.model.config", path.display(), error.to_string()))?,
         (None, None) | (Some(_), Some(_)) | (None, Some(0)) => {
             return Err(invalid(key, name, "needs either config or bytes_per_token"));
         }

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::pull::{PullSettings, PullTable};
 use crate::config::security::{self, SecurityTable};
 use crate::config::units::{Bytes, Time};
+use crate::config::{FileError, written};
 use crate::guard::SecurityConfig;
 use crate::registration::check_bind;
 
@@ -164,30 +165,9 @@ pub struct TierConfig {
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TierConfigError {
-    /// The file cannot be read.
-    #[error("config file {}: {error}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: std::io::Error,
-    },
-    /// The file is no TOML, or a value in it is of the wrong type.
-    #[error("config file {}: {error}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        error: Box<toml::de::Error>,
-    },
-    /// Keys that mean nothing.
-    #[error("config file {}: unknown key {}; deploy/kvd-tier.example.toml lists the keys there are", path.display(), keys.join(", "))]
-    UnknownKeys {
-        /// The file.
-        path: PathBuf,
-        /// The keys, with their tables.
-        keys: Vec<String>,
-    },
+    /// The file, or one that it names, cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// `[security]` would guard less than it seems to.
     #[error(transparent)]
     Security(#[from] crate::config::ConfigError),
@@ -213,7 +193,7 @@ impl TierConfig {
     /// Names the key that cannot be used.
     pub fn load(args: &TierArgs) -> Result<TierConfig, TierConfigError> {
         let file = match args.config.as_ref().filter(|path| !path.is_empty()) {
-            Some(path) => read(Path::new(path))?,
+            Some(path) => parse(&written::read(Path::new(path))?, Path::new(path))?,
             None => File::default(),
         };
         TierConfig::from(file, args)
@@ -340,21 +320,8 @@ fn guarded(table: SecurityTable) -> Result<SecurityConfig, TierConfigError> {
     }
 }
 
-fn read(path: &Path) -> Result<File, TierConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| TierConfigError::Unreadable { path: path.to_owned(), error })?;
-    parse(&text, path)
-}
-
-fn parse(text: &str, path: &Path) -> Result<File, TierConfigError> {
-    let malformed = |error| TierConfigError::Malformed { path: path.to_owned(), error: Box::new(error) };
-    let mut keys = Vec::new();
-    let table = toml::Deserializer::parse(text).map_err(malformed)?;
-    let file = serde_ignored::deserialize(table, |key| keys.push(format!("`{key}`"))).map_err(malformed)?;
-    match keys.is_empty() {
-        true => Ok(file),
-        false => Err(TierConfigError::UnknownKeys { path: path.to_owned(), keys }),
-    }
+fn parse(text: &str, path: &Path) -> Result<File, FileError> {
+    written::parse(text, path, "deploy/kvd-tier.example.toml")
 }
 
 #[cfg(test)]
