@@ -55,6 +55,13 @@ impl QueryBody {
         items.sort_by_key(|i| i.offset);
         items
     }
+
+    /// The prompt by its tokens, with its [items](Self::items).
+    pub fn tokens<'a>(&'a self, items: &'a [MmItem<'a>]) -> Result<Prompt<'a>, Refusal> {
+        let Some(tokens) = &self.token_ids else { return Err(Refusal::missing("token_ids")) };
+        let (lora, cache_salt) = (non_empty(&self.lora_name), non_empty(&self.cache_salt));
+        Ok(Prompt::Tokens { tokens, lora, cache_salt, items })
+    }
 }
 
 /// A multimodal item placed in the prompt.
@@ -74,14 +81,8 @@ pub(super) async fn by_tokens(
     let shape = read_shape(params)?;
     let arrived = http.bodies.read(request).await?;
     let body = read_token_query(&arrived.bytes)?;
-    let Some(tokens) = &body.token_ids else { return Err(Refusal::missing("token_ids")) };
     let items = body.items();
-    let prompt = Prompt::Tokens {
-        tokens,
-        lora: non_empty(&body.lora_name),
-        cache_salt: non_empty(&body.cache_salt),
-        items: &items,
-    };
+    let prompt = body.tokens(&items)?;
     let ask = |query: &Query<'_>| http.service.ask(query);
     respond(&http.service, &body, prompt, shape, ask)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use kvindex::{ExplainedBlock, Prompt, Query, Score};
+use kvindex::{ExplainedBlock, Query, Score};
 use kvproto::Tier;
 use serde::Serialize;
 
@@ -77,15 +77,9 @@ pub(super) async fn explain(State(http): State<Arc<Http>>, request: Request) -> 
 }
 
 fn answer(service: &Service, body: &QueryBody) -> Result<Explained, Refusal> {
-    let Some(tokens) = &body.token_ids else { return Err(Refusal::missing("token_ids")) };
-    let Some(model) = non_empty(&body.model) else { return Err(Refusal::missing("model")) };
     let items = body.items();
-    let prompt = Prompt::Tokens {
-        tokens,
-        lora: non_empty(&body.lora_name),
-        cache_salt: non_empty(&body.cache_salt),
-        items: &items,
-    };
+    let prompt = body.tokens(&items)?;
+    let Some(model) = non_empty(&body.model) else { return Err(Refusal::missing("model")) };
     let query = Query {
         salt: non_empty(&body.additionalsalt),
         weights: service.weights,
@@ -122,7 +116,7 @@ fn answer(service: &Service, body: &QueryBody) -> Result<Explained, Refusal> {
         state: view.freshness.state,
     };
     Ok(Explained {
-        prompt_tokens: tokens.len(),
+        prompt_tokens: body.token_ids.as_ref().map_or(0, Vec::len),
         candidates: all.iter().take(MOST).map(candidate).collect(),
         candidates_total: all.len(),
         coverage,
