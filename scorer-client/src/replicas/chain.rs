@@ -32,30 +32,38 @@ pub(crate) fn of(
     }
     let lora = (!prompt.lora_name.is_empty()).then_some(prompt.lora_name.as_str());
     let seed = Namespace { salt: tenant, model, lora }.seed();
-    let tokens: Vec<u32> = match prompt.key.as_ref()? {
-        Key::Tokens(tokens) => tokens.ids.clone(),
-        Key::TokenIdsLe(bytes) => {
-            bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-        }
-        Key::Hashes(hashes) => {
-            // The seed keeps models apart whose engines hash alike.
-            let salt = seed.0 ^ hashes.kind as u64;
-            let blocks = hashes.hashes.iter().take(most).map(|h| h ^ salt).collect();
-            return Some(Chain { blocks, block_size, tokens: None });
-        }
-        Key::ScoreToken(_) => return None,
-    };
-    let mut items: Vec<MmItem<'_>> = prompt
-        .mm_items
-        .iter()
-        .map(|m| MmItem { identifier: &m.hash, offset: m.offset, length: m.length })
-        .collect();
-    items.sort_by_key(|m| m.offset);
+    if let Key::Hashes(hashes) = prompt.key.as_ref()? {
+        // The seed keeps models apart whose engines hash alike.
+        let salt = seed.0 ^ hashes.kind as u64;
+        let blocks = hashes.hashes.iter().take(most).map(|h| h ^ salt).collect();
+        return Some(Chain { blocks, block_size, tokens: None });
+    }
+    let (tokens, items) = (tokens(prompt)?, items(prompt));
     let cache_salt = (!prompt.cache_salt.is_empty()).then_some(prompt.cache_salt.as_str());
     let extras = PromptExtras { cache_salt, items: &items, form: MmForm::Placed };
     let block_tokens = block_tokens.max(1);
     let blocks = canonical::prompt_hashes(seed, &tokens, block_tokens, extras).take(most).map(|h| h.0);
     Some(Chain { blocks: blocks.collect(), block_size: block_tokens, tokens: Some(tokens.len() as u64) })
+}
+
+/// The prompt's tokens, where they were given. What is left after whole ones says nothing.
+pub(super) fn tokens(prompt: &kv::Prompt) -> Option<Vec<u32>> {
+    match prompt.key.as_ref()? {
+        Key::Tokens(tokens) => Some(tokens.ids.clone()),
+        Key::TokenIdsLe(bytes) => {
+            Some(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        }
+        Key::Hashes(_) | Key::ScoreToken(_) => None,
+    }
+}
+
+/// The prompt's multimodal items, in order.
+pub(super) fn items(prompt: &kv::Prompt) -> Vec<MmItem<'_>> {
+    let all = prompt.mm_items.iter();
+    let mut items: Vec<MmItem<'_>> =
+        all.map(|m| MmItem { identifier: &m.hash, offset: m.offset, length: m.length }).collect();
+    items.sort_by_key(|m| m.offset);
+    items
 }
 
 /// The name of a question: the same for whatever has the same answer.

@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use kvproto::hash::canonical::MmItem;
 use kvproto::rpc::kv::{self, prompt::Key};
 
+use super::chain;
 use crate::{HashSpec, Prompt, PromptHasher};
 
 /// A spec is asked for again after this long.
@@ -99,19 +99,11 @@ pub(crate) fn hashed(request: &kv::ScoreRequest, hasher: &PromptHasher) -> Optio
     if request.block_size != 0 && request.block_size != size {
         return None;
     }
-    let tokens: Vec<u32> = match prompt.key.as_ref()? {
-        Key::Tokens(tokens) => tokens.ids.clone(),
-        Key::TokenIdsLe(bytes) if bytes.len() % 4 == 0 => {
-            bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-        }
-        Key::TokenIdsLe(_) | Key::Hashes(_) | Key::ScoreToken(_) => return None,
-    };
-    let mut items: Vec<MmItem<'_>> = prompt
-        .mm_items
-        .iter()
-        .map(|m| MmItem { identifier: &m.hash, offset: m.offset, length: m.length })
-        .collect();
-    items.sort_by_key(|m| m.offset);
+    // A token that is cut off is kvd's to refuse.
+    if matches!(&prompt.key, Some(Key::TokenIdsLe(bytes)) if bytes.len() % 4 > 0) {
+        return None;
+    }
+    let (tokens, items) = (chain::tokens(prompt)?, chain::items(prompt));
     let hashed = Prompt::canonical(hasher.hashes(&tokens, Some(&prompt.cache_salt), &items), size);
     let prompt = kv::Prompt { key: hashed.wire.key, ..prompt.clone() };
     Some(kv::ScoreRequest { prompt: Some(prompt), block_size: size, ..request.clone() })
