@@ -87,22 +87,12 @@ fn drop_short_page(draft: &mut Draft<'_>) {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::testing::pack;
-    use super::super::{Engine, decode};
+    use super::super::{Engine, testing};
     use super::*;
-    use crate::event::{EngineHash, Event, Stored};
+    use crate::event::{EngineHash, Stored};
 
     fn stored(event: &Value, look: impl FnOnce(Stored<'_>)) {
-        let bytes = pack(&json!([1.0, [event], 0]));
-        let batch = decode(Engine::Sglang, &bytes).unwrap();
-        let Some(Event::Stored(s)) = batch.events().next() else { panic!("{:?}", batch.skipped) };
-        look(s);
-    }
-
-    fn is_left_out(event: &Value) -> bool {
-        let bytes = pack(&json!([1.0, [event], 0]));
-        let batch = decode(Engine::Sglang, &bytes).unwrap();
-        batch.is_empty() && batch.skipped.malformed == 1
+        testing::stored(Engine::Sglang, event, look);
     }
 
     #[test]
@@ -145,7 +135,7 @@ mod tests {
             json!([[7, 8], [8, "x"]]),
             json!([[]]),
         ] {
-            assert!(is_left_out(&event(bad.clone())), "{bad}");
+            testing::flaw(Engine::Sglang, &event(bad.clone()));
         }
     }
 

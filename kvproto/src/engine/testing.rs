@@ -2,9 +2,28 @@
 
 use serde_json::{Value, json};
 
+use super::{Engine, decode};
+use crate::event::{Event, Stored};
+
 /// A byte string, which JSON does not have.
 pub(crate) fn bin(bytes: &[u8]) -> Value {
     json!({ "$bin": bytes })
+}
+
+/// Decodes a batch of `event` alone and looks at the store it must be.
+pub(crate) fn stored(engine: Engine, event: &Value, look: impl FnOnce(Stored<'_>)) {
+    let bytes = pack(&json!([1.0, [event], 0]));
+    let batch = decode(engine, &bytes).unwrap();
+    let Some(Event::Stored(s)) = batch.events().next() else { panic!("{:?}", batch.skipped) };
+    look(s);
+}
+
+/// Why `event` is left out, as it must be.
+pub(crate) fn flaw(engine: Engine, event: &Value) -> String {
+    let bytes = pack(&json!([1.0, [event], 0]));
+    let batch = decode(engine, &bytes).unwrap();
+    assert_eq!((batch.len(), batch.skipped.malformed), (0, 1), "{event}");
+    batch.skipped.first.unwrap()
 }
 
 /// `value` as msgpack.

@@ -88,25 +88,17 @@ impl Dialect for Vllm {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::super::testing::{bin, pack};
+    use super::super::testing::{self, bin, pack};
     use super::super::{Engine, decode};
     use super::*;
     use crate::event::{EngineHash, Event, ExtraKey, GroupKind, GroupSpec, Stored};
 
-    /// Decodes a batch of `event` alone and looks at the store it must be.
     fn stored(event: &Value, look: impl FnOnce(Stored<'_>)) {
-        let bytes = pack(&json!([1.0, [event], 0]));
-        let batch = decode(Engine::Vllm, &bytes).unwrap();
-        let Some(Event::Stored(s)) = batch.events().next() else { panic!("{:?}", batch.skipped) };
-        look(s);
+        testing::stored(Engine::Vllm, event, look);
     }
 
-    /// Why `event` is left out.
     fn flaw(event: &Value) -> String {
-        let bytes = pack(&json!([1.0, [event], 0]));
-        let batch = decode(Engine::Vllm, &bytes).unwrap();
-        assert_eq!((batch.len(), batch.skipped.malformed), (0, 1), "{event}");
-        batch.skipped.first.unwrap()
+        testing::flaw(Engine::Vllm, event)
     }
 
     fn with(fields: Value) -> Value {
