@@ -1,4 +1,4 @@
-//! Memory that readers look at while the writer replaces it. All `unsafe` of the crate is here.
+//! Memory that readers look at while the writer replaces it. All `unsafe` of the crate is here and below.
 //!
 //! A reader [`pin`]s: its record shows the epoch it began in. The writer takes a piece of memory out
 //! of where readers find it, puts it into its [`Limbo`] and frees it once every reader that could
@@ -12,13 +12,18 @@
 //! Either the writer's look at the records sees the reader, or the reader's load sees the new
 //! pointer: between each one's write and its read stands a sequentially consistent fence.
 
+mod blocks;
+mod plain;
+
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64 as Word, AtomicUsize};
+use std::sync::atomic::AtomicU64 as Word;
 
 use super::sync::{AtomicPtr, AtomicU64, Ordering, fence, first_record, global, spin};
+pub(crate) use blocks::{Blocks, CHECK_EVERY};
+pub(crate) use plain::{common, prefetch, words};
 
 /// Records of readers; a thread finds a free one near where it last did.
 const RECORDS: usize = if cfg!(loom) { 2 } else { 256 };
@@ -374,231 +379,6 @@ impl Words<'_> {
         // look at what was there.
         unsafe { self.at.add(i).write(Word::new(value)) };
     }
-}
-
-/// A strand's blocks: lanes of `cap` words each, of which the first `len` are there.
-///
-/// `[count, cap | lanes << 32 | checks << 48, len, claimed, lane 0 …, lane 1 …, checks …]`
-///
-/// Words below `len` are never written again, so readers see them as plain slices.
-#[derive(Clone, Copy)]
-pub(crate) struct Blocks<'g>(Words<'g>);
-
-const HEADER: usize = 4;
-/// Blocks from one check to the next.
-pub(crate) const CHECK_EVERY: usize = 16;
-
-impl<'g> Blocks<'g> {
-    /// Empty blocks with room for `cap`, in `lanes` lanes, with a check every [`CHECK_EVERY`] or none.
-    pub fn with_room(cap: usize, lanes: usize, checks: bool) -> Owned {
-        let n = HEADER - 1 + cap * lanes + if checks { cap.div_ceil(CHECK_EVERY) } else { 0 };
-        let words = Owned::unwritten(n);
-        words.0.write(1, cap as u64 | (lanes as u64) << 32 | u64::from(checks) << 48);
-        words.0.write(2, 0);
-        words.0.write(3, 0);
-        words
-    }
-
-    /// The blocks in words made by [`with_room`](Self::with_room).
-    #[inline]
-    pub fn of(words: Words<'g>) -> Blocks<'g> {
-        Blocks(words)
-    }
-
-    #[inline]
-    fn word(self, i: usize) -> &'g Word {
-        // SAFETY: header words are always there and written before anyone else sees them.
-        unsafe { self.0.at.add(i).as_ref() }
-    }
-
-    /// Blocks there is room for.
-    #[inline]
-    pub fn cap(self) -> usize {
-        self.word(1).load(Ordering::Relaxed) as u32 as usize
-    }
-
-    fn lanes(self) -> usize {
-        (self.word(1).load(Ordering::Relaxed) >> 32) as u16 as usize
-    }
-
-    /// Blocks that are there.
-    #[inline]
-    pub fn len(self) -> usize {
-        self.word(2).load(Ordering::Acquire) as usize
-    }
-
-    /// The first lane's words of the first `len` blocks.
-    #[inline]
-    pub fn first_lane(self, len: usize) -> &'g [u64] {
-        debug_assert!(len <= self.len());
-        // SAFETY: as in `lane`.
-        unsafe { self.plain(HEADER, len) }
-    }
-
-    /// One lane's words of the first `len` blocks, of those that are there.
-    #[inline]
-    pub fn lane(self, lane: usize, len: usize) -> &'g [u64] {
-        debug_assert!(lane < self.lanes() && len <= self.len());
-        // SAFETY: below `len` every word of a lane was written before `len` was published and is not
-        // written again: `append` writes only what it has claimed, from `len` on.
-        unsafe { self.plain(HEADER + lane * self.cap(), len) }
-    }
-
-    /// The checks of the first `len` blocks: the canonical hash of every [`CHECK_EVERY`]th.
-    #[inline]
-    pub fn checks(self, len: usize) -> &'g [u64] {
-        debug_assert!(len <= self.len());
-        // SAFETY: as for a lane; the check of a block is written with it.
-        unsafe { self.plain(HEADER + self.lanes() * self.cap(), len.div_ceil(CHECK_EVERY)) }
-    }
-
-    /// # Safety
-    /// Words `from..from + n` are written and will not be again.
-    #[inline]
-    unsafe fn plain(self, from: usize, n: usize) -> &'g [u64] {
-        // SAFETY: as promised; an atomic has the layout of its number.
-        unsafe { std::slice::from_raw_parts(self.0.at.add(from).as_ptr().cast(), n) }
-    }
-
-    /// Adds blocks: each lane's words, as many in all, and the checks that are due among them.
-    /// Panics where there is no room or another writer is at it.
-    pub fn append(self, words: &[&[u64]], checks: &[u64]) {
-        let (cap, n) = (self.cap(), words[0].len());
-        // A claim makes sure that no word is written twice, whoever calls.
-        let from = self.word(3).fetch_add(n as u64, Ordering::Relaxed) as usize;
-        assert!(
-            from == self.len() && from + n <= cap && words.len() == self.lanes(),
-            "one writer, who made room"
-        );
-        for (lane, words) in words.iter().enumerate() {
-            assert_eq!(words.len(), n, "a word of every block");
-            // SAFETY: within the allocation, claimed, and not looked at before `len` says so.
-            unsafe {
-                let to = self.0.at.add(HEADER + lane * cap + from).as_ptr().cast::<u64>();
-                to.copy_from_nonoverlapping(words.as_ptr(), n);
-            }
-        }
-        let first = from.div_ceil(CHECK_EVERY);
-        for (i, check) in checks.iter().enumerate().take((from + n).div_ceil(CHECK_EVERY) - first) {
-            self.0.write(HEADER + self.lanes() * cap + first + i, *check);
-        }
-        self.word(2).store((from + n) as u64, Ordering::Release);
-    }
-}
-
-impl Owned {
-    /// The blocks in it.
-    pub fn blocks(&mut self) -> Blocks<'_> {
-        Blocks(self.0)
-    }
-}
-
-/// Numbered things that are made once and never move, in chunks that double.
-#[derive(Debug)]
-pub(crate) struct Grown<T> {
-    chunks: [std::sync::OnceLock<Box<[T]>>; 32],
-    len: AtomicUsize,
-}
-
-/// Things in the first chunk, as a power of two.
-const FIRST: u32 = 6;
-
-impl<T> Grown<T> {
-    /// Nothing yet.
-    pub fn new() -> Grown<T> {
-        Grown { chunks: [const { std::sync::OnceLock::new() }; 32], len: AtomicUsize::new(0) }
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.len.load(Ordering::Acquire)
-    }
-
-    /// The `i`th.
-    #[inline]
-    pub fn get(&self, i: usize) -> Option<&T> {
-        let at = i + (1 << FIRST);
-        let chunk = at.ilog2() - FIRST;
-        self.chunks.get(chunk as usize)?.get()?.get(at - (1 << (chunk + FIRST)))
-    }
-
-    /// Adds one; `make` fills a whole chunk when a new one is begun. One thread at a time.
-    pub fn push(&self, make: impl FnMut() -> T) -> usize {
-        let i = self.len.load(Ordering::Relaxed);
-        let at = i + (1 << FIRST);
-        let chunk = (at.ilog2() - FIRST) as usize;
-        self.chunks[chunk].get_or_init(|| std::iter::repeat_with(make).take(1 << at.ilog2()).collect());
-        self.len.store(i + 1, Ordering::Release);
-        i
-    }
-}
-
-/// Asks the processor to fetch what lies at `at`.
-#[inline(always)]
-pub(crate) fn prefetch<T>(at: &T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint about memory that the reference shows to be there.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
-/// How many leading words two slices have in common.
-#[inline]
-pub(crate) fn common(a: &[u64], b: &[u64]) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has the feature.
-        return unsafe { common_avx2(a, b) };
-    }
-    common_anywhere(a, b)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn common_avx2(a: &[u64], b: &[u64]) -> usize {
-    common_anywhere(a, b)
-}
-
-/// Compares 32 at a time without a branch, which the compiler makes vector code of. A plain loop: a
-/// closure would be compiled for any processor and halve the speed.
-#[inline(always)]
-fn common_anywhere(a: &[u64], b: &[u64]) -> usize {
-    let n = a.len().min(b.len());
-    let (a, b) = (&a[..n], &b[..n]);
-    let mut i = 0;
-    while i + 32 <= n {
-        let (x, y) = (&a[i..i + 32], &b[i..i + 32]);
-        let mut differs = 0;
-        for j in 0..32 {
-            differs |= x[j] ^ y[j];
-        }
-        if differs != 0 {
-            break;
-        }
-        i += 32;
-    }
-    while i < n && a[i] == b[i] {
-        i += 1;
-    }
-    i
-}
-
-/// Hashes as the numbers they are.
-pub(crate) trait Hash64: Copy {}
-impl Hash64 for kvproto::LocalHash {}
-impl Hash64 for kvproto::SeqHash {}
-impl Hash64 for kvproto::EngineHash {}
-
-/// The numbers of hashes.
-#[inline]
-pub(crate) fn words<T: Hash64>(hashes: &[T]) -> &[u64] {
-    const { assert!(size_of::<T>() == size_of::<u64>() && align_of::<T>() == align_of::<u64>()) };
-    // SAFETY: the types that are `Hash64` are transparent wrappers of a u64.
-    unsafe { std::slice::from_raw_parts(hashes.as_ptr().cast(), hashes.len()) }
 }
 
 /// `RUSTFLAGS="--cfg loom" cargo test -p kvindex --release --lib loom` tries every order of what a
