@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::{ALIASES, Kind, METRICS, Source};
+use super::{ALIASES, Kind, Source, all};
 
 fn read(path: &str) -> String {
     let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
@@ -15,7 +15,7 @@ fn read(path: &str) -> String {
 /// The rows of docs/metrics.md.
 fn list() -> String {
     let mut out = String::new();
-    for m in METRICS.iter().chain(ALIASES) {
+    for m in all().chain(ALIASES) {
         let labels = match m.source {
             Source::ByPublisher(_) | Source::ErrorTokens(_) => "tenant, model, instance, dp_rank",
             Source::ByVerdict => "tenant, model, instance, dp_rank, verdict",
@@ -52,7 +52,7 @@ fn named(text: &str) -> Vec<&str> {
 
 /// Whether there is such a metric, or such a sample of a histogram.
 fn exists(name: &str) -> bool {
-    METRICS.iter().chain(ALIASES).any(|m| match m.kind {
+    all().chain(ALIASES).any(|m| match m.kind {
         Kind::Histogram => {
             ["_bucket", "_sum", "_count", ""].iter().any(|s| name.strip_suffix(s) == Some(m.name))
         }
@@ -131,7 +131,7 @@ fn the_troubleshooting_table_leads_to_its_sections_and_names_what_there_is() {
     assert!(seen >= sections.len() - 1, "every section is in the table");
     // Commands may look for all that begin alike.
     for name in named(&text) {
-        let some = METRICS.iter().chain(ALIASES).any(|m| m.name.starts_with(name));
+        let some = all().chain(ALIASES).any(|m| m.name.starts_with(name));
         assert!(some || exists(name), "docs/troubleshooting.md names {name}, which is not exported");
     }
 }
