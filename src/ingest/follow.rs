@@ -8,19 +8,18 @@
 //!
 //! Sockets, threads and clocks are outside; messages and the time come in as arguments. This
 //! file is the live side, [`super::repair`] what a replay does, [`super::loss`] what is given up and
-//! [`super::passing`] what becomes of an engine that is gone.
+//! [`super::passing`] what becomes of an engine that is gone, [`super::remarks`] what is only told.
 //!
 //! What must hold: the index never counts a copy of which a lost batch may have said that it
 //! is gone. Where a loss cannot be repaired, what was known is forgotten and learnt anew.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvproto::engine::{Engine, decode};
-use kvproto::{Batch, Event, Tier, frames};
-use tracing::{debug, info, warn};
+use kvproto::{Batch, Event, frames};
+use tracing::{info, warn};
 
 use super::cursor::{Arrival, Cursor, Seen};
 use super::held::{Held, HeldBatch};
@@ -142,8 +141,8 @@ pub struct Follower<S> {
     /// Until when what was held before a loss is remembered.
     pub(super) doubt_until: Option<Instant>,
     pub(super) vital: Vital,
-    rank_reported: bool,
-    block_size_reported: bool,
+    pub(super) rank_reported: bool,
+    pub(super) block_size_reported: bool,
     pub(super) last_error: Option<String>,
     pub(super) rules: Rules,
 }
@@ -419,48 +418,6 @@ impl<S: Sink> Follower<S> {
         self.complete = false;
         self.proven = true;
         self.checkable = true;
-    }
-
-    pub(super) fn malformed(&mut self, e: &dyn Display) {
-        debug!(publisher = %self.profile.name, error = %e, "message that is no batch");
-        self.counters.malformed.add(1);
-        self.error(format!("message that is no batch: {e}"));
-    }
-
-    pub(super) fn count_skipped(&mut self, batch: &Batch<'_>) {
-        let skipped = u64::from(batch.skipped.unknown) + u64::from(batch.skipped.malformed);
-        if skipped > 0 {
-            self.counters.events_skipped.add(skipped);
-            let first = batch.skipped.first.as_deref().unwrap_or("unknown");
-            self.error(format!("{skipped} events left out, the first: {first}"));
-        }
-    }
-
-    /// Reports, once each, what the registration says differently from the events.
-    fn check_profile(&mut self, batch: &Batch<'_>) {
-        if let Some(rank) = batch.rank.filter(|&r| r != self.profile.rank) {
-            self.counters.misranked.add(1);
-            if !self.rank_reported {
-                self.rank_reported = true;
-                let registered = self.profile.rank;
-                warn!(publisher = %self.profile.name, rank, registered, "batches name another rank");
-                self.error(format!("batches name rank {rank}, registered is {registered}"));
-            }
-        }
-        let (false, Some(registered)) = (self.block_size_reported, self.profile.block_size) else { return };
-        let other = batch.events().find_map(|e| match e {
-            Event::Stored(s) if s.tier == Tier::Gpu && s.block_size != 0 => Some(s.block_size),
-            Event::Stored(_) | Event::Removed(_) | Event::Cleared(_) => None,
-        });
-        if let Some(block_size) = other.filter(|&b| b != registered) {
-            self.block_size_reported = true;
-            warn!(publisher = %self.profile.name, block_size, registered, "events have another block size");
-            self.error(format!("events have block size {block_size}, registered is {registered}"));
-        }
-    }
-
-    pub(super) fn error(&mut self, text: String) {
-        self.last_error = Some(text);
     }
 
     /// What to do with the replay socket now, if anything.

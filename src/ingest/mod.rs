@@ -4,7 +4,7 @@
 //! ZMQ ─ reader.rs ─▶ lane.rs ─▶ follow.rs ─▶ kvindex::Index
 //!          │ hub.rs, route.rs:     │ cursor.rs: what came when
 //!          │ whose message?        └ repair.rs, replay.rs: what to do about a loss
-//! registry.rs: who is followed ─▶ state::Catalog
+//! registry: who is followed ─▶ state::Catalog
 //! ```
 //!
 //! Reader threads only move messages into each publisher's bounded queue; apply threads take
@@ -37,6 +37,7 @@ mod passing;
 mod queue;
 mod reader;
 mod registry;
+mod remarks;
 mod repair;
 mod replay;
 mod resume;

@@ -1,31 +1,32 @@
 //! Who is followed, and what it takes to follow them.
 
+mod hubs;
+mod views;
+
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
 
 use crossbeam_channel::Sender;
 use kvindex::{HolderId, Index};
 use parking_lot::{Mutex, RwLock};
 use tracing::{info, warn};
 
-use super::apply::Signal;
-use super::budget::Budget;
-use super::config::{IngestConfig, Listen};
-use super::follow::Limits;
-use super::hub::Hub;
-use super::lane::{Lane, Place};
-use super::queue::QueueLimits;
-use super::reader::{Inflow, Inlet, Readers};
-use super::replay::Patience;
-use super::socket::Address;
-use super::spec::{check, holder_spec, profile};
-use super::stats::{Counter, Totals};
-use super::{RegisterError, Registered};
+use crate::ingest::apply::Signal;
+use crate::ingest::budget::Budget;
+use crate::ingest::config::{IngestConfig, Listen};
+use crate::ingest::follow::Limits;
+use crate::ingest::hub::Hub;
+use crate::ingest::lane::{Lane, Place};
+use crate::ingest::queue::QueueLimits;
+use crate::ingest::reader::{Inflow, Inlet, Readers};
+use crate::ingest::replay::Patience;
+use crate::ingest::socket::Address;
+use crate::ingest::spec::{check, holder_spec, profile};
+use crate::ingest::stats::{Counter, Totals};
+use crate::ingest::{RegisterError, Registered};
 use crate::outcome::Account;
-use crate::publisher::{
-    Followed, Freshness, Origin, PublisherKey, PublisherSpec, PublisherState, PublisherStatus, Selector,
-};
+use crate::publisher::{Followed, Origin, PublisherKey, PublisherSpec, Selector};
 use crate::shared::Mirror;
 use crate::state::Catalog;
 
@@ -292,60 +293,6 @@ impl Registry {
         Arc::new(Lane::new(spec, place, replay, profile, (queue, limits), self.appliers[applier].clone()))
     }
 
-    /// The hub for a new publisher; `None` where the address cannot be used at the moment.
-    fn join(
-        self: &Arc<Self>,
-        book: &mut Book,
-        bind: &str,
-        spec: &PublisherSpec,
-        occasion: Occasion,
-    ) -> Result<Option<Arc<Hub>>, RegisterError> {
-        let hub = match self.open_hub(book, bind, None) {
-            Ok(hub) => hub,
-            Err(e) if occasion == Occasion::Reloaded => {
-                warn!(bind, error = %e, "cannot listen for a registered publisher");
-                return Ok(None);
-            }
-            Err(e) => return Err(RegisterError::Address { field: "bind", why: e.to_string() }),
-        };
-        if hub.is_taken(spec) {
-            let why =
-                format!("another publisher on {bind} would get the same messages; give each its own topic");
-            return Err(RegisterError::Invalid { field: "topic", why });
-        }
-        Ok(Some(hub))
-    }
-
-    fn open_hub(
-        self: &Arc<Self>,
-        book: &mut Book,
-        bind: &str,
-        listen: Option<Listen>,
-    ) -> zmq::Result<Arc<Hub>> {
-        if let Some((_, hub)) = book.hubs.get(bind) {
-            return Ok(Arc::clone(hub));
-        }
-        let inlet = Inlet::Hub(book.next_hub);
-        let socket = self.bind_patiently(self.readers.desk_of(inlet), bind)?;
-        let registry: Weak<Registry> = Arc::downgrade(self);
-        let hub = Arc::new(Hub::new(bind.to_owned(), listen, registry));
-        self.readers.add(inlet, socket, Inflow::Hub(Arc::clone(&hub)));
-        book.hubs.insert(bind.to_owned(), (book.next_hub, Arc::clone(&hub)));
-        book.next_hub += 1;
-        Ok(hub)
-    }
-
-    /// libzmq lets go of an address some time after its socket was closed.
-    fn bind_patiently(&self, desk: usize, bind: &str) -> zmq::Result<zmq::Socket> {
-        for _ in 0..20 {
-            match self.readers.sockets().listen(desk, bind) {
-                Err(zmq::Error::EADDRINUSE) => std::thread::sleep(std::time::Duration::from_millis(25)),
-                other => return other,
-            }
-        }
-        self.readers.sockets().listen(desk, bind)
-    }
-
     /// Stops following, and returns what was counted.
     fn part(&self, entry: Entry) -> Totals {
         let lane = &entry.lane;
@@ -369,17 +316,6 @@ impl Registry {
         let mut counted = Totals::default();
         counted.add(&lane.counters);
         counted
-    }
-
-    /// Closes bound sockets that nobody uses.
-    fn close_idle(&self, book: &mut Book) {
-        book.hubs.retain(|_, (n, hub)| {
-            let keep = !hub.is_idle();
-            if !keep {
-                self.readers.remove(Inlet::Hub(*n));
-            }
-            keep
-        });
     }
 
     /// Lets everyone begin who did not go on from a snapshot, and from now on whoever is registered.
@@ -407,38 +343,6 @@ impl Registry {
         }
         self.follow_by(Followed { spec: spec.clone(), origin }, Occasion::Reloaded, false).ok()?;
         self.lane_by(&spec.key())
-    }
-
-    /// The lane of a publisher.
-    pub fn lane_by(&self, key: &PublisherKey) -> Option<Arc<Lane>> {
-        self.book.lock().entries.get(key).map(|e| Arc::clone(&e.lane))
-    }
-
-    /// Every lane, in the order of their publishers.
-    pub fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.book.lock().entries.values().map(|e| Arc::clone(&e.lane)).collect()
-    }
-
-    /// The lane of just this registration, unless it is seen to be of another engine now.
-    pub fn lane_of(&self, spec: &PublisherSpec, origin: &Origin) -> Option<Arc<Lane>> {
-        let book = self.book.lock();
-        let same = |e: &&Entry| e.lane.spec == *spec && e.origin.may_be(origin);
-        book.entries.get(&spec.key()).filter(same).map(|e| Arc::clone(&e.lane))
-    }
-
-    /// Who a lane's registration is by. One that has just ended says nothing that anybody goes by.
-    pub fn origin_of(&self, lane: &Lane) -> Origin {
-        let book = self.book.lock();
-        let entry = book.entries.get(&lane.spec.key()).filter(|e| e.lane.holder == lane.holder);
-        entry.map(|e| e.origin.clone()).unwrap_or_default()
-    }
-
-    /// Whose lease has ended, and strangers that are dead: they register themselves again.
-    pub fn gone(&self) -> Vec<PublisherSpec> {
-        let book = self.book.lock();
-        let is_dead = |e: &Entry| e.is_stranger() && e.lane.freshness().state == PublisherState::Dead;
-        let gone = book.entries.values().filter(|e| e.lane.is_expired() || is_dead(e));
-        gone.map(|e| e.lane.spec.clone()).collect()
     }
 
     /// Stops following the publishers that `selector` means, and returns them.
@@ -475,63 +379,6 @@ impl Registry {
         let mut all = self.followed();
         all.retain(|f| f.origin != Origin::Topic);
         Ok(self.catalog.keep_publishers(&all)?)
-    }
-
-    /// All registrations and who they are by, in the order of their publishers.
-    pub fn followed(&self) -> Vec<Followed> {
-        let book = self.book.lock();
-        let followed = |e: &Entry| Followed { spec: e.lane.spec.clone(), origin: e.origin.clone() };
-        book.entries.values().map(followed).collect()
-    }
-
-    /// All publishers, by tenant, model, instance and rank.
-    pub fn list(&self) -> Vec<PublisherStatus> {
-        self.book.lock().entries.values().map(|e| e.lane.status(e.origin.clone())).collect()
-    }
-
-    /// How far answers about `holder` can be trusted.
-    pub fn freshness(&self, holder: HolderId) -> Option<Freshness> {
-        self.by_holder.read().get(&holder).map(|lane| lane.freshness())
-    }
-
-    /// How far answers about each of `holders` can be trusted.
-    pub fn freshness_of(&self, holders: impl Iterator<Item = HolderId>) -> Vec<Option<Freshness>> {
-        let lanes = self.by_holder.read();
-        holders.map(|h| lanes.get(&h).map(|lane| lane.freshness())).collect()
-    }
-
-    /// What came of answers about `holder`.
-    pub fn account(&self, holder: HolderId) -> Option<Arc<Account>> {
-        self.by_holder.read().get(&holder).map(|lane| Arc::clone(&lane.account))
-    }
-
-    /// Blocks of all publishers that reports contradict.
-    pub fn distrusted(&self) -> usize {
-        self.distrusted.load(Relaxed)
-    }
-
-    /// The lane of `holder`.
-    pub fn lane(&self, holder: HolderId) -> Option<Arc<Lane>> {
-        self.by_holder.read().get(&holder).cloned()
-    }
-
-    /// Whether `instance` is registered anywhere.
-    pub fn is_registered(&self, instance: &str) -> bool {
-        self.pods.read().contains_key(instance)
-    }
-
-    /// Sums over all publishers.
-    pub fn totals(&self) -> Totals {
-        let book = self.book.lock();
-        let mut totals = book.retired;
-        for entry in book.entries.values() {
-            totals.add(&entry.lane.counters);
-            totals.queued += entry.lane.queued();
-            totals.live += u64::from(entry.lane.freshness().state == PublisherState::Live);
-        }
-        totals.publishers = book.entries.len() as u64;
-        totals.unclaimed = self.unclaimed.get();
-        totals
     }
 }
 
