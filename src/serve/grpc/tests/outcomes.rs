@@ -1,8 +1,15 @@
 //! Outcomes are reported, compared, counted and diagnosed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::*;
+use kvproto::event::{BatchBuilder, StoredFields};
+use kvproto::rpc::kv;
+use kvproto::rpc::kv::ingest_service_client::IngestServiceClient;
+use kvproto::{EngineHash, Tier};
+use tonic::Code;
+
+use super::{A, B, Kvd, ask, tokens};
+use crate::serve::Limits;
 
 /// Blocks of 4 of the prompt that is scored: 13 tokens, of which 12 can be cached.
 const PROMPT: u32 = 13;
