@@ -1,15 +1,19 @@
 //! Everything together: what happens when, until nothing goes wrong any more and everything must be
 //! right.
 
+mod left_out;
+mod processes;
+mod tally;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use kvd::ingest::pure::{Request, Rule, Rules};
+use kvd::ingest::pure::{Request, Rules};
 
 use crate::disk::Disk;
-use crate::engine::{Engine, Published, Shape};
+use crate::engine::{Engine, Published};
 use crate::faults::{Fault, Menu};
 use crate::link::Link;
 use crate::node::{Node, Room};
@@ -17,7 +21,9 @@ use crate::rng::Rng;
 use crate::snapshot::{Cutting, Target};
 use crate::talk::Talk;
 use crate::trace::{Trace, say};
-use crate::wire::Form;
+pub use left_out::{Flaw, LeftOut};
+pub use processes::shape;
+pub use tally::Tally;
 
 /// Microseconds since the beginning.
 pub type Time = u64;
@@ -62,34 +68,6 @@ pub enum Due {
     Fault,
 }
 
-/// What is left out or done wrong, to see it noticed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeftOut {
-    /// Nothing: everything must be right.
-    Nothing,
-    /// A rule of following.
-    Rule(Rule),
-    /// Something about snapshots.
-    Flaw(Flaw),
-}
-
-/// Something done wrong about snapshots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
-    /// Checksums fit whatever they stand for.
-    ForgetsChecksum,
-    /// The position written is the one before the last batches that are in.
-    CursorBehind,
-}
-
-impl LeftOut {
-    /// Everything that can be left out.
-    pub fn all() -> impl Iterator<Item = LeftOut> {
-        let flaws = [Flaw::ForgetsChecksum, Flaw::CursorBehind];
-        Rule::ALL.into_iter().map(LeftOut::Rule).chain(flaws.map(LeftOut::Flaw))
-    }
-}
-
 struct Entry(Reverse<(Time, u64)>, Due);
 
 impl PartialEq for Entry {
@@ -118,69 +96,6 @@ pub struct Place {
     pub room: Room,
     pub disk: Disk,
     pub cutting: Option<Cutting>,
-}
-
-/// How much happened, over all runs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    /// Batches published.
-    pub batches: u64,
-    /// Things that went wrong.
-    pub faults: u64,
-    /// Times that a node's answers about an engine were compared.
-    pub checks: u64,
-    /// Checks of answers that were vouched for.
-    pub certain: u64,
-    /// Of them, those of something held.
-    pub held: u64,
-    /// What nodes counted: losses noticed, restarts of engines, replays asked for, losses that nothing
-    /// repaired, and messages dropped for want of room.
-    pub gaps: u64,
-    /// See `gaps`.
-    pub restarts: u64,
-    /// Engines that nodes took for dead.
-    pub deaths: u64,
-    /// See `gaps`.
-    pub replays: u64,
-    /// See `gaps`.
-    pub losses: u64,
-    /// See `gaps`.
-    pub dropped: u64,
-    /// Snapshots kept on a disk.
-    pub snapshots: u64,
-    /// Lanes that went on from one of them.
-    pub from_disk: u64,
-    /// Lanes that went on from a peer's.
-    pub from_peer: u64,
-    /// Damaged snapshots noticed.
-    pub damaged: u64,
-    /// Lanes not live after the faults, before the reset.
-    pub partial: u64,
-    /// All lanes then.
-    pub lanes: u64,
-}
-
-impl Tally {
-    /// Adds another run's.
-    pub fn add(&mut self, other: &Tally) {
-        self.batches += other.batches;
-        self.faults += other.faults;
-        self.checks += other.checks;
-        self.certain += other.certain;
-        self.held += other.held;
-        self.gaps += other.gaps;
-        self.restarts += other.restarts;
-        self.deaths += other.deaths;
-        self.replays += other.replays;
-        self.losses += other.losses;
-        self.dropped += other.dropped;
-        self.snapshots += other.snapshots;
-        self.from_disk += other.from_disk;
-        self.from_peer += other.from_peer;
-        self.damaged += other.damaged;
-        self.partial += other.partial;
-        self.lanes += other.lanes;
-    }
 }
 
 pub struct World {
@@ -338,98 +253,6 @@ impl World {
         Ok(())
     }
 
-    /// A request reaches an engine, and the next one is thought of.
-    fn ask(&mut self, e: usize) {
-        if !self.lively {
-            return;
-        }
-        self.request(e);
-        // Now and then an engine is left alone for longer than a follower stays patient.
-        let wait = match self.rng.below(40) {
-            0 => self.rng.between(3 * SECOND, 9 * SECOND),
-            _ => self.engines[e].pace * self.rng.between(20 * MS, 500 * MS),
-        };
-        self.after(wait, Due::Ask { e });
-    }
-
-    /// Gives an engine something to do.
-    pub fn request(&mut self, e: usize) {
-        if !self.engines[e].up {
-            return;
-        }
-        let idle = !self.engines[e].is_busy();
-        self.engines[e].ask();
-        if idle {
-            let wait = self.engines[e].pace * self.rng.between(10 * MS, 100 * MS);
-            self.after(wait, Due::Step { e });
-        }
-    }
-
-    fn step(&mut self, e: usize) {
-        if !self.engines[e].is_busy() {
-            return;
-        }
-        let ts = 1.7e9 + self.skew[e] + self.now as f64 / SECOND as f64;
-        let published = self.engines[e].step(ts);
-        if let Some(batch) = published {
-            self.tally.batches += 1;
-            say!(self.trace, self.now, "engine{e} publishes {}@{}", batch.seq, self.engines[e].life);
-            for n in 0..self.places.len() {
-                self.send(e, n, &batch);
-            }
-        }
-        if self.engines[e].is_busy() {
-            let wait = self.engines[e].pace * self.rng.between(10 * MS, 100 * MS);
-            self.after(wait, Due::Step { e });
-        }
-    }
-
-    /// An engine's process ends, and comes back after `time`.
-    pub fn engine_down(&mut self, e: usize, time: Time) {
-        if self.engines[e].up {
-            say!(self.trace, self.now, "engine{e} goes down");
-            self.engines[e].stop();
-            for n in 0..self.places.len() {
-                self.cut(e, n, 0);
-            }
-            self.after(time, Due::EngineUp { e });
-        }
-    }
-
-    fn engine_up(&mut self, e: usize) {
-        self.engines[e].start();
-        // Another host's clock may be a little behind or ahead; never so that times repeat.
-        self.skew[e] += self.menu.skew(&mut self.rng);
-        say!(self.trace, self.now, "engine{e} is up again, life {}", self.engines[e].life);
-    }
-
-    /// A node's process is killed, and starts again after `time`.
-    pub fn node_down(&mut self, n: usize, time: Time) {
-        let Some(node) = self.places[n].node.take() else { return };
-        say!(self.trace, self.now, "node{n} is killed");
-        // What was being written is not noted as complete, so nobody will read it.
-        self.places[n].cutting = None;
-        self.count(&node);
-        for e in 0..self.engines.len() {
-            self.cut(e, n, 0);
-        }
-        self.after(time, Due::NodeUp { n });
-    }
-
-    fn node_up(&mut self, n: usize) {
-        say!(self.trace, self.now, "node{n} starts");
-        let shapes: Vec<Shape> = self.engines.iter().map(|e| e.shape.clone()).collect();
-        let now = self.instant();
-        let place = &mut self.places[n];
-        place.boot += 1;
-        place.node = Some(Node::start(&shapes, place.room, self.rules, now));
-        // It listens first, so that no batch is missed between a snapshot and what comes after.
-        for e in 0..self.engines.len() {
-            self.cut(e, n, 0);
-        }
-        self.find_snapshot(n);
-    }
-
     /// Adds up what a node's lanes counted.
     pub fn count(&mut self, node: &Node) {
         for lane in &node.lanes {
@@ -532,25 +355,5 @@ impl World {
             Fault::Full => self.places[n].disk.full ^= true,
             Fault::Busy => self.places[n].busy_until = self.now + time,
         }
-    }
-}
-
-/// A random kind of engine.
-pub fn shape(rng: &mut Rng) -> Shape {
-    let block = rng.pick(&[2, 4]);
-    let window = rng.one_in(3).then(|| rng.pick(&[5, 9]));
-    let offload = (window.is_none() && rng.one_in(3))
-        .then(|| (rng.pick(&[1, 2]), rng.between(3, 12) as usize, rng.one_in(2)));
-    let groups = 1 + usize::from(window.is_some());
-    Shape {
-        block,
-        window,
-        full_group: if window.is_some() { rng.below(2) as u32 } else { 0 },
-        blocks: groups * (80 / block as usize + rng.below(30) as usize),
-        offload,
-        hash_seed: rng.below(2),
-        form: rng.pick(&[Form::Array, Form::Map]),
-        ring: (!rng.one_in(4)).then(|| rng.pick(&[8, 60, 4000])),
-        lossy_replay: rng.one_in(3),
     }
 }
