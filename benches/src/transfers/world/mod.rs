@@ -1,12 +1,15 @@
 //! A cluster in which requests come, are routed by a rule, and cost what they cost.
 
+mod moves;
+mod router;
+
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
 use super::net::{Net, Speeds};
-use super::view::{DELAY, Route, Router, Told, View};
+use super::view::{DELAY, Route, Router, View};
 use kvd::ctl::simulate::pod::{Engine, Pod, Prompt, private_blocks};
 use kvd::ctl::simulate::workload::{BLOCK, Job, Workload};
 
@@ -230,112 +233,6 @@ impl World<'_> {
         self.kick(route.compute);
     }
 
-    /// The router writes down what it decided.
-    fn book(&mut self, i: usize, route: Route) {
-        let (job, bytes) = (&self.jobs[i], self.cluster.engine.token_bytes);
-        let mut lacking = self.view.lacking(route.compute, job);
-        if let Some((_, blocks)) = route.pull {
-            lacking = lacking.min(job.tokens - (blocks as u32 * BLOCK).min(job.tokens - 1));
-        }
-        let handed = u64::from(self.view.lacking(route.decode, job)) * bytes;
-        self.view.route(route.compute, &job.chain);
-        let pods = &mut self.view.pods;
-        pods[route.compute].prefill_tokens += u64::from(lacking);
-        pods[route.compute].prefills += 1;
-        pods[route.decode].active += 1;
-        pods[route.decode].active_blocks += u64::from(job.tokens.div_ceil(BLOCK));
-        if route.compute != route.decode {
-            pods[route.compute].egress.0 += 1;
-            pods[route.compute].egress.1 += handed;
-            pods[route.decode].ingress.0 += 1;
-            pods[route.decode].ingress.1 += handed;
-            pods[route.compute].pinned += u64::from(job.tokens) * bytes;
-        }
-        let state = State {
-            route,
-            booked_tokens: u64::from(lacking),
-            booked_bytes: handed,
-            first: 0.0,
-            ready: 0.0,
-            prefilled: (0, 0, 0.0),
-            had: 0,
-        };
-        self.states[i] = Some(state);
-    }
-
-    /// Begins to pull what the source still has; whether there is anything.
-    fn pull(&mut self, i: usize, source: usize, to: usize, blocks: usize) -> bool {
-        let chain = &self.jobs[i].chain;
-        let on_gpu = self.pods[to].gpu.prefix(chain);
-        let had = on_gpu + self.pods[to].cpu.prefix(&chain[on_gpu..]);
-        let there = self.pods[source].cpu.prefix(chain).min(blocks);
-        if there <= had {
-            return false;
-        }
-        self.pods[source].cpu.take(&chain[had..there], 0);
-        let bytes = ((there - had) as u64 * u64::from(BLOCK)) * self.cluster.engine.token_bytes;
-        for (pod, out) in [(source, true), (to, false)] {
-            let seen = &mut self.view.pods[pod];
-            let flow = if out { &mut seen.egress } else { &mut seen.ingress };
-            flow.0 += 1;
-            flow.1 += bytes;
-        }
-        self.transfer(i, source, to, bytes, (had, there), false);
-        true
-    }
-
-    fn transfer(
-        &mut self,
-        job: usize,
-        from: usize,
-        to: usize,
-        bytes: u64,
-        blocks: (usize, usize),
-        handover: bool,
-    ) {
-        let met = *self.met.entry((from, to)).or_insert(self.now + self.cluster.handshake);
-        let begins = self.now.max(met) + self.cluster.setup;
-        let sharing = self.view.pods[from].egress.0.max(self.view.pods[to].ingress.0).max(1);
-        let booked = if handover { self.state(job).booked_bytes } else { bytes };
-        let t =
-            Transfer { job, from, to, bytes, blocks, handover, began: self.now, took: 0.0, booked, sharing };
-        self.transfers.push(t);
-        self.out.moved += bytes;
-        self.at(begins, Event::Begin(self.transfers.len() - 1));
-    }
-
-    fn wake_net(&mut self) {
-        if let Some(when) = self.net.next() {
-            self.at(when.max(self.now), Event::Net(self.net.version));
-        }
-    }
-
-    /// A transfer is through.
-    fn arrived(&mut self, id: usize) {
-        self.transfers[id].took = self.now - self.transfers[id].began;
-        let t = self.transfers[id].clone();
-        let chain = &self.jobs[t.job].chain[t.blocks.0..t.blocks.1];
-        if t.handover {
-            let job = &self.jobs[t.job];
-            let to = &mut self.pods[t.to];
-            to.gpu.give_back(&[], chain.len());
-            to.gpu.take(chain, 0);
-            to.cpu.take(chain, 0);
-            to.cpu.give_back(chain, 0);
-            to.join(t.job, job.tokens, job.output);
-            self.release_prefill(t.job);
-        } else {
-            self.pods[t.from].cpu.give_back(chain, 0);
-            let to = &mut self.pods[t.to];
-            to.cpu.take(chain, 0);
-            to.cpu.give_back(chain, 0);
-            to.waiting.iter_mut().filter(|p| p.job == t.job).for_each(|p| p.held_up = false);
-        }
-        self.announce(t.to);
-        self.kick(t.to);
-        self.at(self.now + DELAY, Event::Notice(Notice::Moved(id)));
-    }
-
     fn step_end(&mut self, p: usize) {
         let ended = self.pods[p].end();
         for job in ended.joined {
@@ -388,40 +285,6 @@ impl World<'_> {
         }
     }
 
-    /// Handed-over requests are taken in as far as there is room, in the order they came.
-    fn let_in(&mut self, d: usize) {
-        while let Some(i) = self.at_the_door[d].front().copied() {
-            let job = &self.jobs[i];
-            let private = private_blocks(job.tokens, job.output, &job.chain);
-            let pod = &mut self.pods[d];
-            if !pod.gpu.has_room(job.chain.len() + private) {
-                break;
-            }
-            self.at_the_door[d].pop_front();
-            let on_gpu = pod.gpu.prefix(&job.chain);
-            let had = on_gpu + pod.cpu.prefix(&job.chain[on_gpu..]);
-            pod.gpu.take(&job.chain[..had], private + job.chain.len() - had);
-            let lacking = job.tokens - had as u32 * BLOCK;
-            let state = self.states[i].as_mut().expect("it was routed");
-            state.had = had;
-            let from = state.route.compute;
-            let bytes = u64::from(lacking) * self.cluster.engine.token_bytes;
-            self.transfer(i, from, d, bytes.max(1), (had, job.chain.len()), true);
-        }
-    }
-
-    /// The prefill pod need not keep a request's blocks any longer.
-    fn release_prefill(&mut self, i: usize) {
-        let (job, state) = (&self.jobs[i], self.state(i).clone());
-        let pod = state.route.compute;
-        let private = private_blocks(job.tokens, 0, &job.chain);
-        self.pods[pod].gpu.give_back(&job.chain, private);
-        let bytes = u64::from(job.tokens) * self.cluster.engine.token_bytes;
-        self.out.kept += bytes as f64 * (self.now - state.ready);
-        self.announce(pod);
-        self.kick(pod);
-    }
-
     fn first_token(&mut self, i: usize) {
         let now = self.now;
         self.states[i].as_mut().expect("it was routed").first = now;
@@ -439,52 +302,6 @@ impl World<'_> {
         self.pods[state.route.decode].gpu.give_back(&job.chain, private);
         self.at(self.now + DELAY, Event::Notice(Notice::Finished(i)));
         self.let_in(state.route.decode);
-    }
-
-    fn notice(&mut self, notice: Notice) {
-        match notice {
-            Notice::Prefilled(i) => {
-                let state = self.state(i).clone();
-                self.view.forget(state.route.compute, &self.jobs[i].chain);
-                let seen = &mut self.view.pods[state.route.compute];
-                seen.prefill_tokens -= state.booked_tokens;
-                seen.prefills -= 1;
-                let (tokens, cached, took) = state.prefilled;
-                self.router
-                    .told(self.now, Told::Prefilled { pod: state.route.compute, tokens, cached, took });
-            }
-            Notice::Moved(id) => {
-                let t = self.transfers[id].clone();
-                for (pod, out) in [(t.from, true), (t.to, false)] {
-                    let seen = &mut self.view.pods[pod];
-                    let flow = if out { &mut seen.egress } else { &mut seen.ingress };
-                    flow.0 -= 1;
-                    flow.1 -= t.booked;
-                }
-                if t.handover {
-                    let bytes = u64::from(self.jobs[t.job].tokens) * self.cluster.engine.token_bytes;
-                    self.view.pods[t.from].pinned -= bytes;
-                }
-                let told =
-                    Told::Moved { from: t.from, to: t.to, bytes: t.bytes, took: t.took, sharing: t.sharing };
-                self.router.told(self.now, told);
-            }
-            Notice::Finished(i) => {
-                let (job, state) = (&self.jobs[i], self.state(i).clone());
-                let seen = &mut self.view.pods[state.route.decode];
-                seen.active -= 1;
-                seen.active_blocks -= u64::from(job.tokens.div_ceil(BLOCK));
-                if job.gone && state.route.compute != state.route.decode {
-                    // Given up: what was booked for the handover is free again.
-                    let bytes = u64::from(job.tokens) * self.cluster.engine.token_bytes;
-                    let from = &mut self.view.pods[state.route.compute];
-                    (from.egress.0, from.egress.1) = (from.egress.0 - 1, from.egress.1 - state.booked_bytes);
-                    from.pinned -= bytes;
-                    let to = &mut self.view.pods[state.route.decode];
-                    (to.ingress.0, to.ingress.1) = (to.ingress.0 - 1, to.ingress.1 - state.booked_bytes);
-                }
-            }
-        }
     }
 
     fn announce(&mut self, p: usize) {
