@@ -40,6 +40,7 @@ const NOT_KEPT: &[(&str, &str)] = &[
     ),
     ("tiers_of_a_node.txt", "the tiers of a node are not kept"),
     ("tiers_of_other_names.txt", "the tiers of a node are not kept"),
+    ("tiers_before_kin.txt", "the tiers of a node are not kept"),
 ];
 
 /// Keeps hold of the other index after the world has ended.
