@@ -4,6 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
+
 /// Linux counts processor time in ticks of this length, whatever its timer does.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -26,6 +29,12 @@ pub fn print_header() {
 pub fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Sends a signal to a process that was started here.
+pub fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process has a number")?;
+    kill_process(pid, signal).context("send a signal")
 }
 
 /// Processor time of this thread.

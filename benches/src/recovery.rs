@@ -6,16 +6,17 @@
 //! answer, of all three, is checked.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kvproto::rpc::kv;
+use rustix::process::Signal;
 
 use crate::Setting;
 use crate::engine::{Pod, instances, payload, stores};
 use crate::grpc::{self, Client, fault};
 use crate::http_client::HttpClient;
+use crate::machine::signal;
 use crate::report::{Latencies, Table, Verdict};
 use crate::server::Server;
 use crate::workload::{BLOCK, Prompt, Random};
@@ -204,8 +205,7 @@ fn snapshot_bytes(data: &Path) -> anyhow::Result<u64> {
 impl Server {
     /// Tells it to stop and waits until it has.
     fn terminate(mut self) -> anyhow::Result<()> {
-        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
-        ensure!(told.success(), "kill -TERM failed");
+        signal(self.pid(), Signal::TERM)?;
         let status = self.wait()?;
         ensure!(status.success(), "kvd ended with {status}");
         Ok(())

@@ -3,16 +3,16 @@
 //! One scheduler asks one question at a time, with a pause after each, by `scorer-client`'s `Replicas` as it is set
 //! unless told otherwise, and beside it by one plain connection to each replica in turn.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use rustix::process::Signal;
 use scorer_client::{Origin, ReplicaSettings, Replicas, ScoreCall, ScoreError, ScorerClient, Scores};
 
 use crate::Setting;
 use crate::engine::{Pod, instances, publish_held};
 use crate::grpc;
-use crate::machine::Watch;
+use crate::machine::{Watch, signal};
 use crate::report::{Latencies, Passes, Table, Verdict, print_others};
 use crate::server::{MODEL, Server};
 use crate::workload::{Prompt, Random};
@@ -143,15 +143,15 @@ fn pass(
         let mut asker = Asker::new(client, &places).await?;
         for (state, row) in rows.iter_mut().enumerate() {
             match state {
-                1 => signal("-STOP", victim)?,
-                2 => signal("-KILL", victim)?,
+                1 => signal(victim, Signal::STOP)?,
+                2 => signal(victim, Signal::KILL)?,
                 _ => {}
             }
             let watch = Watch::start(&pids);
             ask(args, prompts, &instances, &mut asker, row, verdict).await?;
             others.add(watch.others());
             if state == 1 {
-                signal("-CONT", victim)?;
+                signal(victim, Signal::CONT)?;
                 asker.until_all_are_well().await?;
             }
         }
@@ -274,10 +274,4 @@ fn fault(scores: &Scores, instances: &[String], prompt: &Prompt) -> Option<Strin
         let right = e.endpoint.instance == *instance && e.cached_tokens == prompt.cached_tokens(i);
         (!right).then(|| format!("pod {i}: {} tokens, expected {}", e.cached_tokens, prompt.cached_tokens(i)))
     })
-}
-
-fn signal(name: &str, pid: u32) -> anyhow::Result<()> {
-    let status = Command::new("kill").args([name, &pid.to_string()]).status()?;
-    ensure!(status.success(), "kill {name} {pid}: {status}");
-    Ok(())
 }

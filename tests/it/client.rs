@@ -2,14 +2,14 @@
 //! answer, and each is exact or says that it is not.
 
 use std::net::{SocketAddr, TcpListener};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use scorer_client::{
     Endpoint, HedgeAfter, Origin, Prompt, ReplicaSettings, ReplicaStatus, Replicas, RoutingCall, ScoreCall,
 };
 
-use crate::support::{Engine, Kvd, record, stored_payload};
+use crate::support::{Engine, Kvd, record, signal, stored_payload};
 
 /// What a loaded machine keeps; `kvd-benches replicas` measures with the deadline that schedulers have.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -76,11 +76,6 @@ impl Rig {
         self.client.stats().replicas.into_iter().find(|r| r.address == address).expect("one of ours")
     }
 
-    fn signal(&self, i: usize, name: &str) {
-        let told = Command::new("kill").args([name, &self.replicas[i].pid().to_string()]).status();
-        assert!(told.expect("run kill").success());
-    }
-
     /// Asks until `ready`; answers all the while.
     fn ask_until(&self, what: &str, ready: impl Fn(&Rig) -> bool) {
         self.replicas[0].wait(what, || {
@@ -99,12 +94,12 @@ fn tokens(first: u32) -> Vec<u32> {
 fn a_scheduler_does_not_notice_that_a_replica_stalls_or_dies_or_comes_back() {
     let mut rig = Rig::start();
     assert_eq!(rig.ask(50), 50);
-    rig.signal(1, "-STOP");
+    signal(rig.replicas[1].pid(), Signal::STOP);
     rig.ask_until("the stalled one to be left alone", |rig| rig.seen(1).open);
     let before = rig.seen(1).failures;
     assert_eq!(rig.ask(50), 50);
     assert!(rig.seen(1).failures - before < 5, "{:?}", rig.seen(1));
-    rig.signal(1, "-CONT");
+    signal(rig.replicas[1].pid(), Signal::CONT);
     let before = rig.seen(1).answers;
     rig.ask_until("it to be asked again", |rig| rig.seen(1).answers > before + 5);
 

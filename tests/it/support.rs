@@ -8,10 +8,17 @@ use std::time::{Duration, Instant};
 
 use kvd::ctl::engine_sim::{EngineSim, SimConfig};
 use kvd::ctl::kvcap::{self, Record};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// How long anything may take before a test gives up; never part of what is tested.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Sends a signal to a process of the test's own. There need be no program `kill`.
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process");
+    kill_process(pid, signal).expect("it has not ended");
+}
 
 /// A running `kvd serve`, killed when dropped.
 pub struct Kvd {
@@ -89,8 +96,7 @@ impl Kvd {
 
     /// Tells it to stop, as Kubernetes does, and waits until it has; it must say that all is well.
     pub fn stop(&mut self) {
-        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status().expect("run kill");
-        assert!(told.success());
+        signal(self.pid(), Signal::TERM);
         let status = self.child.wait().expect("wait");
         assert!(status.success(), "{status}");
     }

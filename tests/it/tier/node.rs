@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use kvtier::agent::{Client, Connect, Hello, Outcome, VERSION};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::process::Signal;
 use serde_json::{Value, json};
+
+use crate::support::signal;
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -124,15 +127,12 @@ impl Node {
 
     /// Stops it where it is, for ever.
     pub fn pause(&self) {
-        let pid = self.child.id().to_string();
-        let told = Command::new("kill").args(["-STOP", &pid]).status().expect("run kill");
-        assert!(told.success());
+        signal(self.child.id(), Signal::STOP);
     }
 
     /// Tells it to stop and waits until it has; it must say that all is well.
     pub fn stop(mut self) {
-        let told = Command::new("kill").arg(self.child.id().to_string()).status().expect("run kill");
-        assert!(told.success());
+        signal(self.child.id(), Signal::TERM);
         let ended = self.child.wait().expect("ends");
         assert!(ended.success(), "{ended}");
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use engines::{LEASE, Prefiller, Stranded};
@@ -16,7 +17,7 @@ use rig::{
     Agent, Caller, nothing_reserved, question, register, start, start_replicas, state, sum, unregister,
 };
 
-use crate::support::Kvd;
+use crate::support::{Kvd, signal};
 
 const P: &str = "10.0.1.1:8000";
 const D: &str = "10.0.2.1:8000";
@@ -269,12 +270,12 @@ fn a_replica_that_is_cut_off_is_replaced_and_steps_down_when_it_is_back() {
     caller.prefilled(other, &engine);
     assert_eq!(state(&caller.now(home)), "READY", "what the other was told, the home knows");
 
-    signal(home, "STOP");
+    signal(home.pid(), Signal::STOP);
     let (status, reply) = caller.try_report(other, "PULL_STARTED", json!({}));
     assert_eq!((status, &reply["adopted"]), (200, &json!(true)), "{reply}");
     assert_eq!(state(&reply["transfer"]), "PULLING");
     assert!(reserved(other));
-    signal(home, "CONT");
+    signal(home.pid(), Signal::CONT);
     home.wait("the home to step down", || !reserved(home));
     assert_eq!(caller.report(home, "DONE", json!({})), "DONE", "the home asks the new owner");
     assert_eq!(sum(other, "kvd_transfers_adopted_total"), 1.0);
@@ -382,11 +383,6 @@ fn what_makes_no_sense_is_refused_by_its_field() {
     let slow = json!({"from": {"instance_id": P}, "to": {"instance_id": D}, "bytes_per_second": "0"});
     assert_eq!(kvd.post("/v1/links", &slow).0, 400);
     assert_eq!(state(&caller.now(&kvd)), "PLANNED", "nothing of that did anything");
-}
-
-fn signal(kvd: &Kvd, name: &str) {
-    let done = std::process::Command::new("kill").args([format!("-{name}"), kvd.pid().to_string()]).status();
-    assert!(done.expect("kill").success());
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use super::engines::Prefiller;
 use super::rig::{Caller, nothing_reserved, question, start_shared, state, sum};
-use super::{D, P, signal};
-use crate::support::Kvd;
+use super::{D, P};
+use crate::support::{Kvd, signal};
 use crate::valkey::servers::Servers;
 
 /// How long a replica that is not heard of stays home.
@@ -100,10 +101,10 @@ fn a_home_that_was_paused_does_not_speak_of_what_has_another_home() {
     let mut caller = Caller::plan(&old, &question("r", &[P], &[D]));
     caller.prefilled(&old, &engine);
     assert_eq!(insist(&mut caller, &old, "PULL_STARTED")["transfer"]["state"], "TRANSFER_STATE_PULLING");
-    signal(&old, "STOP");
+    signal(old.pid(), Signal::STOP);
     new.wait("the other to be home", || sum(&new, "kvd_transfers_adopted_total") == 1.0);
     assert_eq!(insist(&mut caller, &new, "DONE")["transfer"]["state"], "TRANSFER_STATE_DONE");
-    signal(&old, "CONT");
+    signal(old.pid(), Signal::CONT);
     // Told that it failed, the old home must not believe that it may say so.
     let reply = insist(&mut caller, &old, "FAILED");
     assert_eq!(state(&reply["transfer"]), "DONE");

@@ -11,7 +11,7 @@
 //! home to them. When a lease has run out another replica takes the shelf over, in a new term, and what the old home
 //! still sends is refused. A transfer never changes its shelf, so that it has one home at any time, whoever comes and goes.
 //!
-//! [`shelf`] is one of them, [`keeper`] all that a replica has, [`library`] what it reads of others'.
+//! `shelf` is one of them, `keeper` all that a replica has, `library` what it reads of others'.
 
 mod keeper;
 mod keys;
