@@ -54,6 +54,8 @@ struct Known {
     /// Objects that could not be reached when blocks of them were wanted, which are forgotten until it
     /// is seen that the object is still there.
     unreached: HashSet<Path>,
+    /// Objects that were put since the last look began.
+    fresh: HashSet<Path>,
     /// Failures since the start.
     failed: u64,
 }
@@ -137,6 +139,7 @@ impl Objects {
         match self.runtime.block_on(put) {
             // Whoever put it has put the same: the name says what is in it, and reading verifies that.
             Ok(_) | Err(Error::AlreadyExists { .. }) => {
+                lock(&self.known).fresh.insert(path.clone());
                 self.note(&path, &rows);
                 Ok(())
             }
@@ -185,12 +188,15 @@ impl Objects {
     }
 
     async fn look(&self) -> Result<News, Error> {
+        lock(&self.known).fresh.clear();
         let objects: Vec<ObjectMeta> = self.store.list(Some(&self.prefix)).try_collect().await?;
         let mut news = News::default();
         let there: HashSet<&Path> = objects.iter().map(|object| &object.location).collect();
         {
             let known = &mut *lock(&self.known);
-            let gone = |path: &Path, _: &mut Vec<BlockId>| !there.contains(path);
+            // What was put while this was listed may not be in the list.
+            let fresh = &known.fresh;
+            let gone = |path: &Path, _: &mut Vec<BlockId>| !there.contains(path) && !fresh.contains(path);
             for (path, blocks) in known.objects.extract_if(gone).collect::<Vec<_>>() {
                 known.unreached.remove(&path);
                 news.left

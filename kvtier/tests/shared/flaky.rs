@@ -1,4 +1,4 @@
-//! A store of which an object cannot be read for a while.
+//! A store of which an object cannot be read for a while, and one that takes its time to be listed.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,8 +6,9 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use kvtier::shared::Shared;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use kvtier::shared::{News, Shared};
 use kvtier::store::Read;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -22,6 +23,16 @@ use crate::rig::Rig;
 struct Flaky {
     inner: InMemory,
     unreadable: Arc<Mutex<Option<Path>>>,
+    /// What happens after the next list was made and before it is given.
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
+}
+
+struct Meanwhile(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("something")
+    }
 }
 
 impl std::fmt::Display for Flaky {
@@ -60,7 +71,16 @@ impl ObjectStore for Flaky {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let (list, meanwhile) = (self.inner.list(prefix), self.meanwhile.lock().unwrap().take());
+        let made = async move {
+            let all: Vec<_> = list.collect().await;
+            // Not on this thread, which may not wait for the runtime again.
+            if let Some(Meanwhile(happens)) = meanwhile {
+                std::thread::spawn(happens).join().unwrap();
+            }
+            stream::iter(all)
+        };
+        stream::once(made).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -92,4 +112,22 @@ fn an_object_that_cannot_be_read_is_in_nobody_s_way_and_told_when_it_can() {
         assert_eq!(before + node.news().came.len(), 4);
         assert_eq!(rig.get(&node, &[1, 2, 3, 101]), [Read::Hit; 4]);
     }
+}
+
+// With a list that takes seconds, what was put meanwhile was told to be gone, and to have come at the next look.
+#[test]
+fn what_is_put_while_a_node_looks_around_stays() {
+    let store = Flaky::default();
+    let meanwhile = store.meanwhile.clone();
+    let rig = Arc::new(Rig::new(Arc::new(store), 3000));
+    let node = Arc::new(rig.node());
+    assert_eq!(rig.put(&node, &[1]), [true]);
+    let (other_rig, other_node) = (rig.clone(), node.clone());
+    let put = move || assert_eq!(other_rig.put(&other_node, &[2]), [true]);
+    *meanwhile.lock().unwrap() = Some(Meanwhile(Box::new(put)));
+    assert_eq!(node.news(), News::default());
+    assert_eq!(rig.get(&node, &[1, 2]), [Read::Hit; 2]);
+    // Whoever removes it afterwards is noticed.
+    rig.objects().iter().for_each(|object| rig.remove(object));
+    assert_eq!(node.news().left.len(), 2);
 }
