@@ -16,6 +16,7 @@ use kvd::cluster::Cluster;
 use kvd::config::{Config, LogFormat};
 use kvd::discovery::{self, Discovery};
 use kvd::guard::dial::DialConfig;
+use kvd::guard::review::ReviewConfig;
 use kvd::guard::tls::ServerTls;
 use kvd::guard::{Dialer, Guard};
 use kvd::ingest::Publishers;
@@ -147,9 +148,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         true => None,
         false => Some(Cluster::find(kubeconfig).await?),
     };
-    let of_tokens = match &config.security.token_review {
-        None => None,
-        Some(review) => Some(Cluster::find(review.kubeconfig.as_deref().or(kubeconfig)).await?.client),
+    let of_tokens = match (&config.security.token_review, &cluster) {
+        (None, _) => None,
+        (Some(ReviewConfig { kubeconfig: None, .. }), Some(cluster)) => Some(cluster.client.clone()),
+        (Some(review), _) => Some(Cluster::find(review.kubeconfig.as_deref().or(kubeconfig)).await?.client),
     };
     let guard = Arc::new(Guard::load(&config.security, of_tokens).context("guard")?);
     let tls = ServerTls::load(&config.security).context("read the certificate")?;

@@ -9,7 +9,7 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
 use redis::io::tcp::TcpSettings;
-use redis::{Client, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+use redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind, Value, cmd};
 
 /// Where the index is kept and how it is reached.
 #[derive(Clone)]
@@ -217,6 +217,16 @@ impl Server {
             Server::Cluster(c) => c.run(pipe).await,
             Server::One(c) => pipe.query_async(&mut c.clone()).await,
         }
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn ask(&self, command: Cmd) -> Result<Answers, RedisError> {
+        let mut pipe = Pipeline::new();
+        pipe.add_command(command);
+        Ok(Answers::new(self.run(&mut pipe).await?))
     }
 
     /// Waits until so many replicas of the server that has `key` have heard what was written over this connection.

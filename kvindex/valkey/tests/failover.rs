@@ -80,6 +80,45 @@ async fn score(shared: &Shared, id: HolderId, blocks: usize) -> (u32, Standing) 
     (asked.answer.scores[at].cached, asked.vouched[at].standing)
 }
 
+/// Eight pods that have written their first batch.
+async fn eight(shared: &Shared) -> Vec<Pod> {
+    let mut pods: Vec<Pod> = (0..8).map(|n| Pod::attach(shared, &format!("pod{n}"))).collect();
+    for pod in &mut pods {
+        pod.recover(shared, 0).await.expect("servers that answer");
+    }
+    pods
+}
+
+/// What was said while the servers were in trouble.
+#[derive(Default)]
+struct Tally {
+    exact: u32,
+    degraded: u32,
+    failed: u32,
+}
+
+impl Tally {
+    /// Writes batch `n` of a pod, or recovers it, and asks what it holds: that is right, or may not be by its own word.
+    async fn write_and_ask(&mut self, shared: &Shared, pod: &mut Pod, n: usize) {
+        let written = match pod.write(n).await {
+            Ok(()) => true,
+            Err(_) => {
+                self.failed += 1;
+                pod.recover(shared, n).await.is_ok()
+            }
+        };
+        match score(shared, pod.id, 100.max(n + 2)).await {
+            (cached, Standing::Live) => {
+                assert!(written, "batch {n} of {}: live, though not written", pod.spec.instance);
+                assert_eq!(cached as usize, n + 1, "batch {n} of {}", pod.spec.instance);
+                self.exact += 1;
+            }
+            // All that it may say is how things stand.
+            _ => self.degraded += 1,
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_writer_that_was_thought_dead_changes_nothing() {
     let Some(servers) = Servers::start(1, 0).await else { return };
@@ -174,36 +213,17 @@ async fn idle_names_go_and_a_publisher_over_its_limit_is_partial() {
 async fn a_node_killed_in_the_middle_makes_no_answer_wrong() {
     let Some(mut servers) = Servers::start(3, 1).await else { return };
     let shared = Shared::connect(servers.config("failover")).await.unwrap();
-    let mut pods: Vec<Pod> = (0..8).map(|n| Pod::attach(&shared, &format!("pod{n}"))).collect();
-    for pod in &mut pods {
-        pod.recover(&shared, 0).await.expect("servers that answer");
-    }
+    let mut pods = eight(&shared).await;
     let keys = Keys::new("failover", &pods[0].spec);
     let victim = servers.owner_of(&keys.lease()).await;
-    let (mut degraded, mut failed, mut exact) = (0, 0, 0);
+    let mut tally = Tally::default();
     let mut healed = None;
     for n in 1..90 {
         if n == 20 {
             servers.kill(victim);
         }
         for pod in &mut pods {
-            let written = match pod.write(n).await {
-                Ok(()) => true,
-                Err(_) => {
-                    failed += 1;
-                    pod.recover(&shared, n).await.is_ok()
-                }
-            };
-            let (cached, standing) = score(&shared, pod.id, 100).await;
-            match standing {
-                // All that it may say is how things stand.
-                Standing::Live => {
-                    assert!(written, "batch {n} of {}: live, though not written", pod.spec.instance);
-                    assert_eq!(cached as usize, n + 1, "batch {n} of {}", pod.spec.instance);
-                    exact += 1;
-                }
-                _ => degraded += 1,
-            }
+            tally.write_and_ask(&shared, pod, n).await;
         }
         if n == 40 {
             let began = Instant::now();
@@ -211,6 +231,7 @@ async fn a_node_killed_in_the_middle_makes_no_answer_wrong() {
             healed = Some(began.elapsed());
         }
     }
+    let Tally { exact, degraded, failed } = tally;
     assert!(healed.is_some() && degraded > 0 && failed > 0, "the kill was felt: {degraded} {failed}");
     println!("{exact} exact, {degraded} degraded, {failed} failed writes");
     for pod in &mut pods {
@@ -231,10 +252,7 @@ async fn slots_that_move_make_no_answer_wrong() {
     let Some(servers) = Servers::start(3, 0).await else { return };
     let servers = Arc::new(servers);
     let shared = Shared::connect(servers.config("moving")).await.unwrap();
-    let mut pods: Vec<Pod> = (0..8).map(|n| Pod::attach(&shared, &format!("pod{n}"))).collect();
-    for pod in &mut pods {
-        pod.recover(&shared, 0).await.expect("servers that answer");
-    }
+    let mut pods = eight(&shared).await;
     let keys = Keys::new("moving", &pods[0].spec);
     let from = servers.owner_of(&keys.lease()).await;
     let slots = servers.slots_in_use(from).await;
@@ -252,28 +270,15 @@ async fn slots_that_move_make_no_answer_wrong() {
             moved
         })
     };
-    let (mut exact, mut degraded, mut failed, mut n) = (0, 0, 0, 0);
+    let (mut tally, mut n) = (Tally::default(), 0);
     while !moving.is_finished() || n < 20 {
         n += 1;
         for pod in &mut pods {
-            let written = match pod.write(n).await {
-                Ok(()) => true,
-                Err(_) => {
-                    failed += 1;
-                    pod.recover(&shared, n).await.is_ok()
-                }
-            };
-            let (cached, standing) = score(&shared, pod.id, n + 2).await;
-            if standing == Standing::Live {
-                assert!(written, "batch {n} of {}: live, though not written", pod.spec.instance);
-                assert_eq!(cached as usize, n + 1, "batch {n} of {}", pod.spec.instance);
-                exact += 1;
-            } else {
-                degraded += 1;
-            }
+            tally.write_and_ask(&shared, pod, n).await;
         }
     }
     let moved = moving.await.expect("no panic");
+    let Tally { exact, degraded, failed } = tally;
     println!("{moved} keys moved, {n} batches: {exact} exact, {degraded} degraded, {failed} failed writes");
     assert!(moved >= 12 && exact > degraded, "{moved} keys moved, {exact} exact, {degraded} degraded");
     for pod in &mut pods {

@@ -372,6 +372,20 @@ impl TransferId {
     pub fn new(request_id: &str, number: u64) -> TransferId {
         TransferId { request: xxh3_64(request_id.as_bytes()), number }
     }
+
+    /// As stores call it: request, then number, big-endian.
+    pub fn bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.request.to_be_bytes());
+        bytes[8..].copy_from_slice(&self.number.to_be_bytes());
+        bytes
+    }
+
+    /// The transfer that [`bytes`](Self::bytes) are of; `None` where they are not so many.
+    pub fn from_bytes(bytes: &[u8]) -> Option<TransferId> {
+        let both = u128::from_be_bytes(bytes.try_into().ok()?);
+        Some(TransferId { request: (both >> 64) as u64, number: both as u64 })
+    }
 }
 
 impl fmt::Display for TransferId {

@@ -138,6 +138,7 @@ pub fn after(now: Millis, more: Duration) -> Millis {
     now.saturating_add(millis(more))
 }
 
-fn millis(d: Duration) -> Millis {
+/// As a length of the ledger's time.
+pub fn millis(d: Duration) -> Millis {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX / 2).min(u64::MAX / 2)
 }

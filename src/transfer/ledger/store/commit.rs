@@ -280,8 +280,7 @@ impl Writer {
                 let mut batch = Batch::default();
                 if self.lose(lost, &mut batch) && !batch.writes.is_empty() {
                     // What was handed over meanwhile is of what is left.
-                    self.insist(&mut batch);
-                    self.told.send_replace(batch.ticket);
+                    self.write_at_once(batch);
                 }
                 failing
             }
@@ -289,8 +288,7 @@ impl Writer {
                 let mut batch = Batch::default();
                 if self.follow(Change::Forgotten) {
                     batch.merge(&mut self.shared.waiting.lock());
-                    self.insist(&mut batch);
-                    self.told.send_replace(batch.ticket);
+                    self.write_at_once(batch);
                 }
                 failing
             }
@@ -302,6 +300,13 @@ impl Writer {
                 self.holds.send_replace(self.store.held_until());
                 true
             }
+        }
+    }
+
+    /// Writes what the book handed over while the thread waited for it.
+    fn write_at_once(&mut self, mut batch: Batch) {
+        if self.insist(&mut batch) {
+            self.told.send_replace(batch.ticket);
         }
     }
 

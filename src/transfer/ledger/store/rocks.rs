@@ -87,8 +87,7 @@ impl Store for Rocks {
 
 fn key(id: TransferId) -> [u8; 17] {
     let mut key = [b't'; 17];
-    key[1..9].copy_from_slice(&id.request.to_be_bytes());
-    key[9..].copy_from_slice(&id.number.to_be_bytes());
+    key[1..].copy_from_slice(&id.bytes());
     key
 }
 

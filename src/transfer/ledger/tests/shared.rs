@@ -260,8 +260,7 @@ fn a_home_that_was_late_ends_no_shelf_of_another() {
     rig.tell(redis::cmd("DEL").arg(format!("{shelf}:lease")));
     new.load().unwrap();
     let again = Record { attempt: 2, ..r.clone() };
-    let field = [r.id.request.to_be_bytes(), r.id.number.to_be_bytes()].concat();
-    rig.tell(redis::cmd("HSET").arg(format!("{shelf}:transfers")).arg(field).arg(encode(&again)));
+    rig.tell(redis::cmd("HSET").arg(format!("{shelf}:transfers")).arg(&r.id.bytes()[..]).arg(encode(&again)));
     old.keep(NOW).unwrap();
     assert_eq!(rig.find(&library, r.id), Some(again));
     // Nor does it end another's lease when it is told to stop.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvindex_valkey::link::Server;
-use redis::{Pipeline, cmd};
+use redis::cmd;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::runtime::Handle;
 use tracing::{info, warn};
@@ -83,9 +83,7 @@ impl Valkey {
     fn note_shelves(&self) -> Result<(), StoreError> {
         let mut set = cmd("HSET").arg(keys::shelves(&self.terms.namespace)).take();
         self.shelves.keys().for_each(|name| _ = set.arg(&**name).arg(&self.terms.owner));
-        let mut pipe = Pipeline::new();
-        pipe.add_command(set);
-        self.wait(self.server.run(&mut pipe))?;
+        self.wait(self.server.ask(set))?;
         Ok(())
     }
 
@@ -201,9 +199,9 @@ impl Valkey {
             if !self.wait(held.shelf.retire(&self.server, &self.terms))? {
                 continue;
             }
-            let mut pipe = Pipeline::new();
-            pipe.add_command(cmd("HDEL").arg(keys::shelves(&self.terms.namespace)).arg(&*name).take());
-            self.wait(self.server.run(&mut pipe))?;
+            self.wait(
+                self.server.ask(cmd("HDEL").arg(keys::shelves(&self.terms.namespace)).arg(&*name).take()),
+            )?;
         }
         Ok(())
     }

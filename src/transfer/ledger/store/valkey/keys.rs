@@ -2,7 +2,6 @@
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::transfer::ledger::record::TransferId;
 use crate::transfer::types::Purpose;
 
 /// The hash of shelves and who has them.
@@ -42,22 +41,6 @@ impl ShelfKeys {
 
 /// The field that says in which term a shelf is, how often it was written, and when last.
 pub const META: &[u8] = b"m";
-
-/// A transfer's field.
-pub fn field(id: TransferId) -> [u8; 16] {
-    let mut field = [0; 16];
-    field[..8].copy_from_slice(&id.request.to_be_bytes());
-    field[8..].copy_from_slice(&id.number.to_be_bytes());
-    field
-}
-
-/// The transfer of a field.
-pub fn id(field: &[u8]) -> Option<TransferId> {
-    let field: &[u8; 16] = field.try_into().ok()?;
-    let (request, number) = field.split_at(8);
-    let word = |half: &[u8]| u64::from_be_bytes(half.try_into().unwrap_or_default());
-    Some(TransferId { request: word(request), number: word(number) })
-}
 
 fn tag(namespace: &str, part: &str) -> String {
     format!("{{kvd:{}:{part}}}", kvindex_valkey::escaped(namespace))

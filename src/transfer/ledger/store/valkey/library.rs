@@ -6,10 +6,11 @@ use futures::future::try_join_all;
 use kvindex_valkey::link::{Answers, Server, odd_answer};
 use redis::{Pipeline, RedisError, cmd};
 
-use super::keys::{self, ShelfKeys, field};
-use super::shelf::{Terms, millis, read};
+use super::keys::{self, ShelfKeys};
+use super::shelf::{Terms, read};
 use crate::transfer::ledger::record::{Record, TransferId};
 use crate::transfer::ledger::store::codec;
+use crate::transfer::ledger::timers::millis;
 use crate::transfer::types::Purpose;
 
 /// A transfer, as its home wrote it last.
@@ -38,7 +39,7 @@ impl Library {
     /// # Errors
     /// Where a server does not answer.
     pub async fn find(&self, id: TransferId) -> Result<Option<Found>, RedisError> {
-        let get = |transfers: String| cmd("HGET").arg(transfers).arg(&field(id)[..]).take();
+        let get = |transfers: String| cmd("HGET").arg(transfers).arg(&id.bytes()[..]).take();
         let shelves = names(&self.server, &self.namespace).await?;
         let asked = shelves.iter().map(|name| async move {
             let (value, home) = self.look(name, get).await?;
@@ -86,10 +87,12 @@ impl Library {
     /// # Errors
     /// Where the server does not answer.
     pub async fn by_key(&self, request_id: &str, purpose: Purpose) -> Result<Option<TransferId>, RedisError> {
-        let mut pipe = Pipeline::new();
-        pipe.add_command(cmd("GET").arg(keys::request(&self.namespace, request_id, purpose)).take());
-        let found = Answers::new(self.server.run(&mut pipe).await?).bytes()?;
-        Ok(found.as_deref().and_then(keys::id))
+        let found = self
+            .server
+            .ask(cmd("GET").arg(keys::request(&self.namespace, request_id, purpose)).take())
+            .await?
+            .bytes()?;
+        Ok(found.as_deref().and_then(TransferId::from_bytes))
     }
 
     /// Gives a request's key to a transfer, unless another has it that is not `instead_of`. Says who has it.
@@ -105,11 +108,11 @@ impl Library {
         let key = keys::request(&self.namespace, &record.request_id, record.purpose);
         let long = record.overall.saturating_sub(record.planned_at) + millis(kept);
         let mut give = cmd("EVAL").arg(GIVE).arg(1).arg(&key).take();
-        give.arg(&field(record.id)[..]).arg(long).arg(instead_of.map(field).as_ref().map_or(&[][..], |f| f));
-        let mut pipe = Pipeline::new();
-        pipe.add_command(give);
-        let has = Answers::new(self.server.run(&mut pipe).await?).bytes()?;
-        has.as_deref().and_then(keys::id).ok_or_else(odd_answer)
+        give.arg(&record.id.bytes()[..])
+            .arg(long)
+            .arg(instead_of.map(TransferId::bytes).as_ref().map_or(&[][..], |f| f));
+        let has = self.server.ask(give).await?.bytes()?;
+        has.as_deref().and_then(TransferId::from_bytes).ok_or_else(odd_answer)
     }
 }
 
@@ -123,18 +126,16 @@ return ARGV[1]
 
 /// Shelves that there are.
 async fn names(server: &Server, namespace: &str) -> Result<Vec<String>, RedisError> {
-    let mut pipe = Pipeline::new();
-    pipe.add_command(cmd("HKEYS").arg(keys::shelves(namespace)).take());
-    let all = Answers::new(server.run(&mut pipe).await?).list()?;
+    let all = server.ask(cmd("HKEYS").arg(keys::shelves(namespace)).take()).await?.list()?;
     Ok(all.into_iter().flatten().filter_map(|name| String::from_utf8(name).ok()).collect())
 }
 
 /// Shelves that nobody has.
 pub(super) async fn lapsed(server: &Server, namespace: &str) -> Result<Vec<String>, RedisError> {
     let asked = names(server, namespace).await?.into_iter().map(|name| async move {
-        let mut pipe = Pipeline::new();
-        pipe.add_command(cmd("EXISTS").arg(ShelfKeys::new(namespace, &name).lease()).take());
-        let held = Answers::new(server.run(&mut pipe).await?).number()? == Some(1);
+        let held =
+            server.ask(cmd("EXISTS").arg(ShelfKeys::new(namespace, &name).lease()).take()).await?.number()?
+                == Some(1);
         Ok::<_, RedisError>((!held).then_some(name))
     });
     Ok(try_join_all(asked).await?.into_iter().flatten().collect())

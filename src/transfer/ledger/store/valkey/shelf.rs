@@ -11,10 +11,11 @@ use kvindex_valkey::link::{Answers, Server, odd_answer};
 use redis::{Pipeline, RedisError, Value, cmd};
 
 use super::Setup;
-use super::keys::{META, ShelfKeys, field, id};
+use super::keys::{META, ShelfKeys};
 use crate::transfer::ledger::book::Write;
-use crate::transfer::ledger::record::Millis;
+use crate::transfer::ledger::record::{Millis, TransferId};
 use crate::transfer::ledger::store::{Kept, StoreError, codec};
+use crate::transfer::ledger::timers::millis;
 
 /// Transfers are over, and forgotten, long before that.
 const LEAST_TTL: Duration = Duration::from_secs(3600);
@@ -153,9 +154,7 @@ impl Shelf {
         let until = Instant::now() + terms.lease;
         let mut take = keys.script(TAKE);
         take.arg(&terms.owner).arg(format!("{term:016x}")).arg(millis(terms.lease));
-        let mut pipe = Pipeline::new();
-        pipe.add_command(take);
-        let found = Answers::new(server.run(&mut pipe).await?).value()?;
+        let found = server.ask(take).await?.value()?;
         if found == Value::Nil {
             return Ok(None);
         }
@@ -181,12 +180,12 @@ impl Shelf {
         put.arg(writes.iter().filter(|w| matches!(w, Write::Put(_))).count());
         for write in writes {
             if let Write::Put(record) = write {
-                put.arg(&field(record.id)[..]).arg(codec::encode(record));
+                put.arg(&record.id.bytes()[..]).arg(codec::encode(record));
             }
         }
         for write in writes {
             if let Write::Delete(id) = write {
-                put.arg(&field(*id)[..]);
+                put.arg(&id.bytes()[..]);
             }
         }
         match run(server, put).await?.as_deref() {
@@ -199,9 +198,7 @@ impl Shelf {
         if terms.replicas > 0 && !writes.is_empty() {
             server.heard_by(&self.keys.lease(), terms.replicas, terms.timeout).await?;
             // The connection may have broken meanwhile, and another server may have counted for what it never had.
-            let mut ask = Pipeline::new();
-            ask.add_command(cmd("HGET").arg(self.keys.transfers()).arg(META).take());
-            let there = Answers::new(server.run(&mut ask).await?).text()?;
+            let there = server.ask(cmd("HGET").arg(self.keys.transfers()).arg(META).take()).await?.text()?;
             if there.is_none_or(|there| !there.starts_with(&format!("{:016x} {} ", self.term, self.sent))) {
                 return Ok(Put::Forgotten);
             }
@@ -227,9 +224,7 @@ impl Shelf {
 
 /// Runs one script that says a word.
 async fn run(server: &Server, script: redis::Cmd) -> Result<Option<String>, RedisError> {
-    let mut pipe = Pipeline::new();
-    pipe.add_command(script);
-    Answers::new(server.run(&mut pipe).await?).text()
+    server.ask(script).await?.text()
 }
 
 /// All that a shelf's hash has, and how often it was written.
@@ -243,7 +238,7 @@ pub(super) fn read(all: Vec<Option<Vec<u8>>>) -> (Kept, u64) {
             (commits, kept.clock) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
             continue;
         }
-        match (id(field), codec::decode(value)) {
+        match (TransferId::from_bytes(field), codec::decode(value)) {
             (Some(id), Ok(record)) if record.id == id => kept.records.push(record),
             _ => kept.unreadable += 1,
         }
@@ -260,8 +255,4 @@ fn meta(term: u64, commits: u64, clock: Millis) -> String {
 fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(Instant::now())
-}
-
-pub(super) fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
 }
